@@ -1,0 +1,155 @@
+//! Every way in which the kernel side can lose or guess something, defined once.
+
+/// A counter, by its place in [`Counters`]. Numbers are retired, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Counter {
+    /// Frees of blocks that were never seen.
+    UnknownFrees = 0,
+    /// Inserts that replaced a live entry: the free in between was missed.
+    OverwrittenBlocks = 1,
+    /// Calls that never came back.
+    AbandonedCalls = 2,
+    /// Returns without a call.
+    UnmatchedReturns = 3,
+    /// Calls that could not be followed because too many threads are inside the allocator.
+    InflightFull = 4,
+    /// Blocks whose later free cannot be told.
+    LiveFullObjects = 5,
+    /// Their bytes.
+    LiveFullBytes = 6,
+    /// Allocations counted without their stack.
+    TotalsFull = 7,
+    /// Stacks that had to be sent again.
+    RingFull = 8,
+    /// Results that could not be read from the target.
+    UnreadableResults = 9,
+    /// Lifecycle events that did not reach user space.
+    LostEvents = 10,
+}
+
+/// Number of counters.
+pub const COUNTERS: usize = 11;
+
+/// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters(pub [u64; COUNTERS]);
+
+/// What a counter's number means for the profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Expected in a healthy recording.
+    Normal,
+    /// The profile is off by what the counter says.
+    Loss,
+}
+
+/// A counter as people and machines see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// Which one.
+    pub counter: Counter,
+    /// Stable name, in snake case.
+    pub name: &'static str,
+    /// Whether it speaks of a loss.
+    pub severity: Severity,
+    /// One sentence: what happened, and what it means for the numbers.
+    pub help: &'static str,
+}
+
+/// All counters, in the order of their numbers.
+pub const REGISTRY: [Description; COUNTERS] = [
+    Description {
+        counter: Counter::UnknownFrees,
+        name: "unknown_frees",
+        severity: Severity::Normal,
+        help: "frees of blocks allocated before the recording began, or that were not followed",
+    },
+    Description {
+        counter: Counter::OverwrittenBlocks,
+        name: "overwritten_blocks",
+        severity: Severity::Loss,
+        help: "blocks handed out again although their free was not seen; counted as freed",
+    },
+    Description {
+        counter: Counter::AbandonedCalls,
+        name: "abandoned_calls",
+        severity: Severity::Normal,
+        help: "allocator calls that never returned (longjmp, thread exit); what they allocated, if anything, is not counted",
+    },
+    Description {
+        counter: Counter::UnmatchedReturns,
+        name: "unmatched_returns",
+        severity: Severity::Normal,
+        help: "returns whose call was not followed: it began before the recording or was part of another call",
+    },
+    Description {
+        counter: Counter::InflightFull,
+        name: "inflight_full",
+        severity: Severity::Loss,
+        help: "allocations not counted because too many threads were inside the allocator at once",
+    },
+    Description {
+        counter: Counter::LiveFullObjects,
+        name: "live_full_objects",
+        severity: Severity::Loss,
+        help: "blocks missing from inuse_* because the table of live blocks was full; alloc_* has them",
+    },
+    Description {
+        counter: Counter::LiveFullBytes,
+        name: "live_full_bytes",
+        severity: Severity::Loss,
+        help: "bytes missing from inuse_* because the table of live blocks was full; alloc_* has them",
+    },
+    Description {
+        counter: Counter::TotalsFull,
+        name: "totals_full",
+        severity: Severity::Loss,
+        help: "allocations counted without their stack because the table of stacks was full",
+    },
+    Description {
+        counter: Counter::RingFull,
+        name: "ring_full",
+        severity: Severity::Normal,
+        help: "stacks that did not fit the ring buffer and are sent again with their next allocation",
+    },
+    Description {
+        counter: Counter::UnreadableResults,
+        name: "unreadable_results",
+        severity: Severity::Loss,
+        help: "allocations not counted because the address of the block could not be read",
+    },
+    Description {
+        counter: Counter::LostEvents,
+        name: "lost_events",
+        severity: Severity::Loss,
+        help: "notices of an exec or of the first thread's end that did not fit the ring buffer",
+    },
+];
+
+impl Counters {
+    /// The count of one counter.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(counter as usize).copied().unwrap_or_default()
+    }
+}
+
+const _: () = assert!(size_of::<Counters>() == 8 * COUNTERS, "no padding");
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
+unsafe impl aya::Pod for Counters {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_in_the_order_of_the_numbers_and_names_are_unique() {
+        for (index, description) in REGISTRY.iter().enumerate() {
+            assert_eq!(description.counter as usize, index, "{}", description.name);
+            assert_eq!(REGISTRY.iter().filter(|other| other.name == description.name).count(), 1);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The `heaptap` command.
+
+fn main() {}

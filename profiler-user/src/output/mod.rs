@@ -1,0 +1,1 @@
+//! Where a profile goes: files, tables, pictures, HTTP.

@@ -1,0 +1,1 @@
+//! Meaning: the pprof profile, read, built, compared and viewed.

@@ -1,0 +1,1 @@
+//! Names: addresses become functions, files and lines.

@@ -1,0 +1,1 @@
+//! Running guests under heaptap and comparing its profiles with their ledgers.

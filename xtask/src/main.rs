@@ -1,0 +1,3 @@
+//! Every developer command of heaptap, as `cargo xtask …`.
+
+fn main() {}
