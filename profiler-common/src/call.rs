@@ -44,6 +44,23 @@ impl Shape {
     }
 }
 
+/// count × size in bytes, saturated: a call that overflows fails, but its size must not look like 0.
+///
+/// Written out in halves because BPF has no wide multiplication, for which `saturating_mul` would call.
+#[inline(always)]
+pub const fn array_bytes(count: u64, size_bytes: u64) -> u64 {
+    const HALF: u64 = (1 << 32) - 1;
+    let (high, low) = (count >> 32, count & HALF);
+    let (size_high, size_low) = (size_bytes >> 32, size_bytes & HALF);
+    if high != 0 && size_high != 0 {
+        return u64::MAX;
+    }
+    let cross = high * size_low + low * size_high;
+    let bottom = low * size_low;
+    let product = bottom.wrapping_add(cross << 32);
+    if cross > HALF || product < bottom { u64::MAX } else { product }
+}
+
 /// The outermost allocator call of a thread, the value of the `INFLIGHT` map.
 ///
 /// The key is the thread's pid_tgid. Written at entry, taken out at return.
@@ -85,5 +102,32 @@ mod tests {
         }
         assert_eq!(Shape::from_cookie(0), None);
         assert_eq!(Shape::from_cookie(8), None);
+    }
+
+    #[test]
+    fn array_sizes_saturate_exactly_where_they_overflow() {
+        let edges = [
+            0,
+            1,
+            2,
+            3,
+            7,
+            4096,
+            u64::from(u32::MAX),
+            1 << 32,
+            (1 << 32) + 1,
+            1 << 63,
+            u64::MAX - 1,
+            u64::MAX,
+        ];
+        for count in edges {
+            for size_bytes in edges {
+                assert_eq!(
+                    array_bytes(count, size_bytes),
+                    count.saturating_mul(size_bytes),
+                    "{count} × {size_bytes}"
+                );
+            }
+        }
     }
 }

@@ -1,4 +1,70 @@
 //! Raw counts: addresses and numbers, no names.
-/// What a source has counted, as addresses and numbers.
-#[derive(Debug, Default)]
-pub struct RawHeap {}
+//!
+//! [`RawHeap`] is the seam of the program. What makes one needs root and a kernel; what takes one is pure.
+
+pub mod uprobe;
+
+use std::time::{Duration, SystemTime};
+
+use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
+
+use crate::target::maps::AddressSpace;
+
+/// What a source has counted in one process, as addresses and numbers.
+#[derive(Clone, Debug)]
+pub struct RawHeap {
+    /// The process's PID.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// When counting began.
+    pub started: SystemTime,
+    /// How long it had gone on when these numbers were taken.
+    pub duration: Duration,
+    /// Every stack that allocated.
+    pub stacks: Vec<RawStack>,
+    /// What was allocated and freed, by stack and size class.
+    pub entries: Vec<RawEntry>,
+    /// The mapped files in which the stacks' frames lie.
+    pub space: AddressSpace,
+    /// What was lost or guessed.
+    pub counters: Counters,
+}
+
+/// A stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawStack {
+    /// Its frames, leaf first.
+    pub frames: Vec<RawFrame>,
+    /// How the walk ended.
+    pub end: WalkEnd,
+}
+
+/// A frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawFrame {
+    /// The return address.
+    pub address: u64,
+    /// What was mapped there when the stack was seen, as a place in [`AddressSpace::ranges`].
+    pub range: Option<usize>,
+}
+
+/// What blocks of one size class came to, allocated on one stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawEntry {
+    /// Where it was allocated.
+    pub stack: StackRef,
+    /// Allocated and freed.
+    pub totals: Totals,
+}
+
+/// Where an entry's blocks were allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackRef {
+    /// On a stack, by its place in [`RawHeap::stacks`].
+    Known(usize),
+    /// On stacks for which the kernel's table had no room.
+    Overflow,
+    /// On a stack whose frames did not reach user space.
+    Unsent,
+}

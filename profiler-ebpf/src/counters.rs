@@ -1,0 +1,25 @@
+//! Counting what was lost or guessed.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use profiler_common::counters::{COUNTERS as COUNT, Counter};
+
+use crate::maps::COUNTERS;
+
+/// Adds to a word of a map value that other CPUs add to as well.
+#[inline(always)]
+pub fn add(word: *mut u64, amount: u64) {
+    // SAFETY: callers pass an aligned word inside a map value, which outlives the program's run. The intrinsic
+    // stands in for `AtomicU64::fetch_add`, which core has only for targets that can also compare and swap.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
+}
+
+/// Raises a counter of a target.
+#[inline(always)]
+pub fn count(tgid: u32, counter: Counter, amount: u64) {
+    const { assert!(Counter::LostEvents as usize == COUNT - 1) };
+    if let Some(counters) = COUNTERS.get_ptr_mut(tgid) {
+        // SAFETY: the counter's number is below COUNTERS, the length of the array.
+        add(unsafe { counters.cast::<u64>().add(counter as usize) }, amount);
+    }
+}

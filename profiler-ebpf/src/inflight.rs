@@ -1,0 +1,66 @@
+//! The outermost allocator call of each thread, from its entry to its return.
+
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::debug;
+use profiler_common::{
+    call::InFlight,
+    counters::Counter,
+    heap::{LiveBlock, LiveKey},
+    target::Target,
+};
+
+use crate::{
+    counters::count,
+    maps::{INFLIGHT, LIVE},
+    memory::UserMemory,
+};
+
+/// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
+pub const NO_EXIST: u64 = 1;
+
+/// Whether the thread is inside an allocator call that a call at `sp` is part of.
+///
+/// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
+/// trampoline. Where it is not, the call was abandoned (longjmp, exception) and something else lies there
+/// by now: it is given up. A tail jump from one allocator function to another arrives with the same
+/// stack pointer and the trampoline still in place, and so counts as nested.
+#[inline(always)]
+pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, sp: u64, target: &Target) -> bool {
+    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+        return false;
+    };
+    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
+    let outer = unsafe { *outer };
+    if sp <= outer.sp && UserMemory.read_u64(outer.sp).is_some_and(|pc| target.is_trampoline(pc)) {
+        return true;
+    }
+    abandon(ctx, pid_tgid, &outer);
+    false
+}
+
+/// Gives up a call that will not return.
+///
+/// A block that it was resizing goes back among the live ones, as far as its address is still free: what
+/// became of it cannot be known, and its free will tell.
+#[inline(always)]
+pub fn abandon(ctx: &impl EbpfContext, pid_tgid: u64, call: &InFlight) {
+    let tgid = (pid_tgid >> 32) as u32;
+    debug!(ctx, "abandoned call of {} bytes in thread {}", call.size_bytes, pid_tgid as u32);
+    count(tgid, Counter::AbandonedCalls, 1);
+    // Failing means that the entry is gone already.
+    let _ = INFLIGHT.remove(pid_tgid);
+    put_back(tgid, call);
+}
+
+/// Makes the block that `call` was resizing live again.
+#[inline(always)]
+pub fn put_back(tgid: u32, call: &InFlight) {
+    if call.old_address == 0 {
+        return;
+    }
+    let key = LiveKey { address: call.old_address, tgid: u64::from(tgid) };
+    let block = LiveBlock { size_bytes: call.old_size_bytes, stack: call.old_stack };
+    if LIVE.insert(key, block, NO_EXIST).is_err() {
+        crate::record::count_untracked(tgid, &block);
+    }
+}

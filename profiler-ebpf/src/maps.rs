@@ -1,0 +1,52 @@
+//! The maps, all of them. Capacities are set by the loader; those here are the defaults.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, ProgramArray, RingBuf},
+};
+use profiler_common::{
+    call::InFlight,
+    counters::Counters,
+    heap::{LiveBlock, LiveKey, Totals, TotalsKey},
+    limits,
+    target::Target,
+};
+
+/// tgid → what to do for that process; without an entry, nothing.
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// tgid → what was lost or guessed.
+#[map]
+pub static COUNTERS: HashMap<u32, Counters> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// pid_tgid → the thread's outermost allocator call.
+#[map]
+pub static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(limits::MAX_INFLIGHT, 0);
+
+/// Block → its size and stack.
+#[map]
+pub static LIVE: HashMap<LiveKey, LiveBlock> =
+    HashMap::with_max_entries(limits::DEFAULT_MAX_LIVE, BPF_F_NO_PREALLOC);
+
+/// Stack and size class → allocated and freed.
+#[map]
+pub static TOTALS: HashMap<TotalsKey, Totals> =
+    HashMap::with_max_entries(limits::DEFAULT_MAX_TOTALS, BPF_F_NO_PREALLOC);
+
+/// New stacks and lifecycle notices on their way to user space.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::DEFAULT_RING_BYTES, 0);
+
+/// Empty for ever; see [`Target::keep_kernel_stack`]. For uprobe programs only: the kernel lets programs of one
+/// type share such a map.
+#[map]
+pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// What is to be done for a process; `None` when nothing is.
+#[inline(always)]
+pub fn target(tgid: u32) -> Option<Target> {
+    // SAFETY: user space replaces an entry as a whole, and one that is a moment old is as good.
+    Some(unsafe { *TARGETS.get_ptr(tgid)? })
+}

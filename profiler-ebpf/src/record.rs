@@ -1,0 +1,116 @@
+//! Counting what was allocated.
+
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::debug;
+use profiler_common::{
+    counters::Counter,
+    event::StackEvent,
+    heap::{LiveBlock, LiveKey, OVERFLOW_CLASS, OVERFLOW_STACK, Totals, TotalsKey, size_class},
+    target::Target,
+    unwind::Regs,
+};
+
+use crate::{
+    counters::{add, count},
+    inflight::NO_EXIST,
+    maps::{EVENTS, LIVE, TOTALS},
+    unwind,
+};
+
+/// `EEXIST` of include/uapi/asm-generic/errno-base.h.
+const EEXIST: i32 = 17;
+
+/// Where the blocks of one stack and size are counted.
+#[inline(always)]
+pub fn key(tgid: u32, block: &LiveBlock) -> TotalsKey {
+    let class = if block.stack == OVERFLOW_STACK { OVERFLOW_CLASS } else { size_class(block.size_bytes) };
+    TotalsKey { stack: block.stack, tgid, class }
+}
+
+/// The stack under which a block of `size_bytes` allocated at `regs` will be counted.
+///
+/// Its frames are sent to user space unless they have been. Where `TOTALS` is full that is
+/// [`OVERFLOW_STACK`], whose entry the loader made.
+#[inline(always)]
+pub fn announce(ctx: &impl EbpfContext, tgid: u32, regs: Regs, size_bytes: u64, target: Target) -> u64 {
+    let stack = unwind::hash(regs, target);
+    let key = key(tgid, &LiveBlock { size_bytes, stack });
+    let totals = match TOTALS.get_ptr_mut(key) {
+        Some(totals) => totals,
+        None => {
+            // Another thread may have been faster, which is as good.
+            let _ = TOTALS.insert(key, Totals::default(), NO_EXIST);
+            let Some(totals) = TOTALS.get_ptr_mut(key) else {
+                debug!(ctx, "no room for another stack in TOTALS");
+                return OVERFLOW_STACK;
+            };
+            totals
+        }
+    };
+    // SAFETY: an aligned word of a map value; whoever else writes it writes 1.
+    if unsafe { (&raw const (*totals).sent).read_volatile() } != 0 {
+        return stack;
+    }
+    let Some(mut event) = EVENTS.reserve::<StackEvent>(0) else {
+        count(tgid, Counter::RingFull, 1);
+        return stack;
+    };
+    unwind::transcribe(event.as_mut_ptr(), tgid, stack, regs, target);
+    event.submit(0);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*totals).sent).write_volatile(1) };
+    stack
+}
+
+/// Counts an allocated block and keeps it among the live ones.
+#[inline(always)]
+pub fn allocated(ctx: &impl EbpfContext, tgid: u32, address: u64, block: &LiveBlock) {
+    if block.stack == OVERFLOW_STACK {
+        count(tgid, Counter::TotalsFull, 1);
+    }
+    if let Some(totals) = TOTALS.get_ptr_mut(key(tgid, block)) {
+        // SAFETY: aligned words of a map value.
+        unsafe {
+            add(&raw mut (*totals).alloc_objects, 1);
+            add(&raw mut (*totals).alloc_bytes, block.size_bytes);
+        }
+    }
+    let live = LiveKey { address, tgid: u64::from(tgid) };
+    match LIVE.insert(live, *block, NO_EXIST) {
+        Ok(()) => {}
+        Err(error) if error == -EEXIST => {
+            debug!(ctx, "block {:x} handed out again", address);
+            count(tgid, Counter::OverwrittenBlocks, 1);
+            if let Some(old) = LIVE.get_ptr(live) {
+                // SAFETY: the entry was there a moment ago; it is copied before anything is done with it.
+                let old = unsafe { *old };
+                freed(tgid, &old);
+            }
+            if LIVE.insert(live, *block, 0).is_err() {
+                count_untracked(tgid, block);
+            }
+        }
+        Err(_) => count_untracked(tgid, block),
+    }
+}
+
+/// Takes a block off the bytes in use.
+#[inline(always)]
+pub fn freed(tgid: u32, block: &LiveBlock) {
+    if let Some(totals) = TOTALS.get_ptr_mut(key(tgid, block)) {
+        // SAFETY: aligned words of a map value.
+        unsafe {
+            add(&raw mut (*totals).freed_objects, 1);
+            add(&raw mut (*totals).freed_bytes, block.size_bytes);
+        }
+    }
+}
+
+/// Gives up on a block for which `LIVE` has no room: its free will not be recognised, so that it must not
+/// stay in use for ever.
+#[inline(always)]
+pub fn count_untracked(tgid: u32, block: &LiveBlock) {
+    count(tgid, Counter::LiveFullObjects, 1);
+    count(tgid, Counter::LiveFullBytes, block.size_bytes);
+    freed(tgid, block);
+}

@@ -1,0 +1,39 @@
+//! Counting what was freed, at the entry of the freeing function.
+
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::ProbeContext};
+use profiler_common::{
+    counters::Counter,
+    heap::{LiveBlock, LiveKey},
+};
+
+use crate::{counters::count, entry, inflight, maps::LIVE, record};
+
+/// Entry of free and cfree.
+#[uprobe]
+pub fn free_enter(ctx: ProbeContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let tgid = (pid_tgid >> 32) as u32;
+    let Some(target) = entry::target(&ctx, tgid) else {
+        return 0;
+    };
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let regs = unsafe { &*ctx.regs };
+    if regs.rdi == 0 || inflight::is_nested(&ctx, pid_tgid, regs.rsp, &target) {
+        return 0;
+    }
+    match take(tgid, regs.rdi) {
+        Some(block) => record::freed(tgid, &block),
+        None => count(tgid, Counter::UnknownFrees, 1),
+    }
+    0
+}
+
+/// Takes a block out of the live ones: of two threads that try, one succeeds.
+#[inline(always)]
+pub fn take(tgid: u32, address: u64) -> Option<LiveBlock> {
+    let key = LiveKey { address, tgid: u64::from(tgid) };
+    // SAFETY: copied before it is removed, after which the kernel may use its memory again.
+    let block = unsafe { *LIVE.get_ptr(key)? };
+    LIVE.remove(key).ok()?;
+    Some(block)
+}

@@ -1,0 +1,87 @@
+//! Attaching the programs to an allocator's functions, and to nothing else.
+
+use std::{num::NonZeroU32, path::PathBuf};
+
+use aya::programs::{
+    ProgramError, UProbe,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+};
+use profiler_common::call::Shape;
+
+use super::kernel::{Kernel, KernelError, refused};
+use crate::target::allocator::{Allocator, Hook};
+
+/// Why probes could not be attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The kernel side is not in order.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel refused a probe.
+    #[error("cannot attach to `{function}` at offset {offset:#x} of {path}")]
+    Probe {
+        /// The function.
+        function: String,
+        /// The probe's offset in the file, in bytes.
+        offset: u64,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+}
+
+/// Attaches to every function of the allocators, for the process that `thread` belongs to.
+///
+/// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter. On an
+/// error what was attached stays until `kernel` is dropped.
+pub(super) fn attach(
+    kernel: &mut Kernel,
+    allocators: &[Allocator],
+    thread: NonZeroU32,
+) -> Result<(), AttachError> {
+    let scope = UProbeScope::OneProcess(thread);
+    for allocator in allocators {
+        for hook in &allocator.hooks {
+            if hook.shape == Shape::Free {
+                probe(kernel.uprobe("free_enter")?, allocator, hook, scope)?;
+            } else {
+                // No call is entered whose return would go unseen. C functions do not throw, so that a hijacked
+                // return address is safe here.
+                probe(kernel.uprobe("alloc_return")?, allocator, hook, scope)?;
+                probe(kernel.uprobe("alloc_enter")?, allocator, hook, scope)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Attaches to the ends of threads and to programs being replaced, of every process: the programs pick.
+pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
+    for (name, tracepoint) in [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")]
+    {
+        kernel.tracepoint(name)?.attach(tracepoint).map_err(|source| refused(name, source))?;
+    }
+    Ok(())
+}
+
+fn probe(
+    program: &mut UProbe,
+    allocator: &Allocator,
+    hook: &Hook,
+    scope: UProbeScope,
+) -> Result<(), AttachError> {
+    let point = UProbeAttachPoint {
+        location: UProbeAttachLocation::AbsoluteOffset(hook.site.offset),
+        cookie: Some(hook.shape.cookie()),
+    };
+    // The link stays with the program.
+    program.attach(point, &allocator.attach_path, scope).map(drop).map_err(|source| AttachError::Probe {
+        function: hook.names.join(", "),
+        offset: hook.site.offset,
+        path: allocator.attach_path.clone(),
+        source: Box::new(source),
+    })
+}

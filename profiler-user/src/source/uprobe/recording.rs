@@ -1,0 +1,240 @@
+//! A recording of one process: attached, counting, read out, detached.
+
+use std::{
+    io,
+    num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use profiler_common::{
+    counters::{Counters, REGISTRY, Severity},
+    heap::{OVERFLOW_STACK, Totals, TotalsKey},
+    target::{DEFAULT_TRAMPOLINE, Target},
+};
+
+use super::{
+    attach::{AttachError, attach, attach_lifecycle},
+    drain::{Drain, Notice},
+    kernel::{Capacities, Kernel, KernelError, map_refused},
+    stacks::StackTable,
+};
+use crate::{
+    source::{RawEntry, RawHeap, StackRef},
+    target::{
+        Process,
+        allocator::{self, Findings},
+        maps::AddressSpace,
+        process::ProcessError,
+    },
+};
+
+/// Why a recording could not begin or be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The process is not, or no longer, there to be recorded.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Nothing in the process can be probed.
+    #[error("process {pid} ({comm}) has no allocator that heaptap knows; looked at {looked_at}")]
+    NoAllocator {
+        /// The process's PID.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// The files that were looked at, each with what was found.
+        looked_at: String,
+    },
+    /// The kernel side could not be set up.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The probes could not be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The thread that drains the ring buffer could not be started.
+    #[error("cannot start to drain the ring buffer")]
+    Drain(#[source] io::Error),
+}
+
+/// The numbers of the live line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vitals {
+    /// Blocks allocated since the recording began.
+    pub alloc_objects: u64,
+    /// Blocks freed since then, of those allocated since then.
+    pub freed_objects: u64,
+    /// Bytes in use, of those allocated since then.
+    pub inuse_bytes: u64,
+    /// Distinct stacks.
+    pub stacks: usize,
+    /// Sum of the counters that speak of a loss.
+    pub losses: u64,
+}
+
+/// A recording that is under way. Dropping it detaches.
+pub struct Recording {
+    process: Process,
+    findings: Findings,
+    kernel: Mutex<Kernel>,
+    drain: Drain,
+    started: SystemTime,
+    began: Instant,
+    ended: Option<Duration>,
+}
+
+impl Recording {
+    /// Attaches to every allocator of the process and begins to count.
+    ///
+    /// `diagnostics` lets the kernel side write a log. `on_notice` is called from a thread of its own.
+    pub fn start(
+        process: Process,
+        capacities: &Capacities,
+        diagnostics: bool,
+        on_notice: impl FnMut(Notice) + Send + 'static,
+    ) -> Result<Self, RecordError> {
+        let pid = process.pid();
+        let mut space = AddressSpace::default();
+        space.refresh(pid)?;
+        let findings = allocator::find(pid, &space);
+        if findings.allocators.is_empty() {
+            if process.has_ended() {
+                return Err(ProcessError::Gone { pid }.into());
+            }
+            let looked_at = looked_at(&findings, &space);
+            return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
+        }
+        let (mut kernel, rings) = Kernel::load(capacities, diagnostics)?;
+        let thread = process.live_thread().and_then(NonZeroU32::new).ok_or(ProcessError::Gone { pid })?;
+        if let Err(error) = attach(&mut kernel, &findings.allocators, thread) {
+            return Err(if process.has_ended() { ProcessError::Gone { pid }.into() } else { error.into() });
+        }
+        attach_lifecycle(&mut kernel)?;
+        let trampoline = space.trampoline();
+        let drain =
+            Drain::start(rings, pid, StackTable::new(space), on_notice).map_err(RecordError::Drain)?;
+        kernel
+            .totals
+            .insert(TotalsKey::overflow(pid), overflow_totals(), 0)
+            .map_err(map_refused("TOTALS"))?;
+        kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
+        // From here on it counts: all functions at once.
+        set_target(&mut kernel, pid, trampoline, 0)?;
+        Ok(Self {
+            process,
+            findings,
+            kernel: Mutex::new(kernel),
+            drain,
+            started: SystemTime::now(),
+            began: Instant::now(),
+            ended: None,
+        })
+    }
+
+    /// The process that is recorded.
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// What was found in the process when the recording began.
+    pub const fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// How the recording is going. Tells the kernel side where hijacked return addresses lead, too, should that
+    /// not be where it was taken to be.
+    pub fn vitals(&self) -> Result<Vitals, RecordError> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let (trampoline, stacks) = {
+            let table = self.drain.stacks();
+            (table.space.trampoline(), table.stacks().len())
+        };
+        let pid = self.process.pid();
+        if trampoline.is_some_and(|page| page != DEFAULT_TRAMPOLINE) {
+            // A target that is gone from the map has replaced its program, and must not come back.
+            let _ = set_target(&mut kernel, pid, trampoline, BPF_EXIST);
+        }
+        let mut vitals = Vitals { stacks, ..Vitals::default() };
+        for (_, totals) in totals_of(&kernel)? {
+            vitals.alloc_objects += totals.alloc_objects;
+            vitals.freed_objects += totals.freed_objects;
+            vitals.inuse_bytes += totals.alloc_bytes.saturating_sub(totals.freed_bytes);
+        }
+        let counters = kernel.counters.get(&pid, 0).map_err(map_refused("COUNTERS"))?;
+        let losses = REGISTRY.iter().filter(|description| description.severity == Severity::Loss);
+        vitals.losses = losses.map(|description| counters.get(description.counter)).sum();
+        Ok(vitals)
+    }
+
+    /// What has been counted so far. Neither stops nor resets anything.
+    pub fn snapshot(&self) -> Result<RawHeap, RecordError> {
+        let duration = self.ended.unwrap_or_else(|| self.began.elapsed());
+        let (entries, counters) = {
+            let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+            let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
+            (totals_of(&kernel)?, counters)
+        };
+        // Stacks are read after the counts, so that those of the entries have mostly arrived.
+        let table = self.drain.stacks();
+        let entries = entries
+            .into_iter()
+            .filter(|(_, totals)| totals.alloc_objects != 0)
+            .map(|(key, totals)| {
+                let stack = match key.stack {
+                    OVERFLOW_STACK => StackRef::Overflow,
+                    hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
+                };
+                RawEntry { stack, totals }
+            })
+            .collect();
+        Ok(RawHeap {
+            pid: self.process.pid(),
+            comm: self.process.comm().to_owned(),
+            started: self.started,
+            duration,
+            stacks: table.stacks().to_vec(),
+            entries,
+            space: table.space.clone(),
+            counters,
+        })
+    }
+
+    /// Stops counting, all functions at once, and reads the ring buffer to its end. The numbers stay readable.
+    pub fn stop(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
+        let kernel = self.kernel.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Failing means that the target replaced its program, upon which the kernel side took it out.
+        let _ = kernel.targets.remove(&self.process.pid());
+        self.ended = Some(self.began.elapsed());
+        self.drain.finish();
+    }
+}
+
+/// `BPF_EXIST` of include/uapi/linux/bpf.h: replace an entry, but make none.
+const BPF_EXIST: u64 = 2;
+
+fn set_target(kernel: &mut Kernel, pid: u32, trampoline: Option<u64>, flags: u64) -> Result<(), KernelError> {
+    let target = Target { epoch: 0, flags: 0, trampoline: trampoline.unwrap_or(DEFAULT_TRAMPOLINE) };
+    kernel.targets.insert(pid, target, flags).map_err(map_refused("TARGETS"))
+}
+
+const fn overflow_totals() -> Totals {
+    // It has no frames that could be sent.
+    Totals { freed_objects: 0, freed_bytes: 0, alloc_objects: 0, alloc_bytes: 0, sent: 1 }
+}
+
+/// Reads `TOTALS` through. Entries are never deleted, so that none is met twice or passed over.
+fn totals_of(kernel: &Kernel) -> Result<Vec<(TotalsKey, Totals)>, KernelError> {
+    kernel.totals.iter().collect::<Result<_, _>>().map_err(map_refused("TOTALS"))
+}
+
+fn looked_at(findings: &Findings, space: &AddressSpace) -> String {
+    let file = |passed: &allocator::Passed| {
+        let path = space.modules().get(passed.module).map_or("?", |module| module.path.as_str());
+        format!("{path} ({})", passed.verdict.text())
+    };
+    let files: Vec<_> = findings.passed.iter().map(file).collect();
+    if files.is_empty() { "no file: nothing is mapped executable".to_owned() } else { files.join(", ") }
+}

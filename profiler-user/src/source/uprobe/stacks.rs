@@ -1,0 +1,84 @@
+//! The stacks seen so far: the kernel knows them by hash only.
+
+use std::collections::HashMap;
+
+use profiler_common::unwind::WalkEnd;
+
+use crate::{
+    source::{RawFrame, RawStack},
+    target::maps::AddressSpace,
+};
+
+/// Stacks by hash, with what was mapped at their frames when they were first seen.
+#[derive(Debug, Default)]
+pub(super) struct StackTable {
+    pub(super) space: AddressSpace,
+    stacks: Vec<RawStack>,
+    by_hash: HashMap<u64, usize>,
+}
+
+impl StackTable {
+    pub(super) fn new(space: AddressSpace) -> Self {
+        Self { space, ..Self::default() }
+    }
+
+    /// Files a stack of the process `pid`. Known ones come again, once for each size class.
+    ///
+    /// Looks at the process's mappings where a frame lies in none that is known.
+    pub(super) fn insert(
+        &mut self,
+        pid: u32,
+        hash: u64,
+        pcs: impl Iterator<Item = u64> + Clone,
+        end: WalkEnd,
+    ) {
+        if self.by_hash.contains_key(&hash) {
+            return;
+        }
+        let is_unknown = |address| self.space.find(lookup(address)).is_none();
+        // The page of hijacked return addresses comes with the first of them, which is about now.
+        if self.space.trampoline().is_none() || pcs.clone().any(is_unknown) {
+            // A process that has ended keeps the mappings that were seen.
+            if let Err(error) = self.space.refresh(pid) {
+                tracing::debug!(pid, %error, "mappings not read again");
+            }
+        }
+        let frames =
+            pcs.map(|address| RawFrame { address, range: self.space.find(lookup(address)) }).collect();
+        self.stacks.push(RawStack { frames, end });
+        self.by_hash.insert(hash, self.stacks.len() - 1);
+    }
+
+    /// The place of the stack with this hash in [`StackTable::stacks`].
+    pub(super) fn find(&self, hash: u64) -> Option<usize> {
+        self.by_hash.get(&hash).copied()
+    }
+
+    pub(super) fn stacks(&self) -> &[RawStack] {
+        &self.stacks
+    }
+}
+
+/// The address to look a return address up by: it may already belong to the next function, or to nothing.
+const fn lookup(return_address: u64) -> u64 {
+    return_address.saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_filed_once_and_found_by_its_hash() {
+        let mut table = StackTable::default();
+        let pid = std::process::id();
+        table.insert(pid, 7, [1, 2].into_iter(), WalkEnd::Whole);
+        table.insert(pid, 7, [3].into_iter(), WalkEnd::Cut);
+        table.insert(pid, 8, [3].into_iter(), WalkEnd::Cut);
+        assert_eq!(table.find(7), Some(0));
+        assert_eq!(table.find(8), Some(1));
+        assert_eq!(table.find(9), None);
+        assert_eq!(table.stacks()[0].frames.len(), 2);
+        assert!(table.space.ranges().len() > 1, "our own mappings were looked at");
+    }
+}
