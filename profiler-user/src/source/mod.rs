@@ -31,6 +31,23 @@ pub struct RawHeap {
     pub counters: Counters,
 }
 
+impl RawHeap {
+    /// The heap of a process that has allocated nothing.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self {
+            pid: 1,
+            comm: "guest".to_owned(),
+            started: SystemTime::UNIX_EPOCH,
+            duration: Duration::from_secs(10),
+            stacks: Vec::new(),
+            entries: Vec::new(),
+            space: AddressSpace::default(),
+            counters: Counters::default(),
+        }
+    }
+}
+
 /// A stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawStack {

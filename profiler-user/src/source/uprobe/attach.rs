@@ -9,7 +9,10 @@ use aya::programs::{
 use profiler_common::call::Shape;
 
 use super::kernel::{Kernel, KernelError, refused};
-use crate::target::allocator::{Allocator, Hook};
+use crate::target::{
+    allocator::{Allocator, Hook},
+    maps::{AddressSpace, Module},
+};
 
 /// Why probes could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -26,32 +29,35 @@ pub enum AttachError {
         /// The probe's offset in the file, in bytes.
         offset: u64,
         /// The file.
-        path: PathBuf,
+        path: String,
         /// What the kernel said.
         #[source]
         source: Box<ProgramError>,
     },
 }
 
-/// Attaches to every function of the allocators, for the process that `thread` belongs to.
+/// Attaches to every function of the allocators found in `space`, for the process that `thread` belongs to.
 ///
 /// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter. On an
 /// error what was attached stays until `kernel` is dropped.
 pub(super) fn attach(
     kernel: &mut Kernel,
     allocators: &[Allocator],
+    space: &AddressSpace,
     thread: NonZeroU32,
 ) -> Result<(), AttachError> {
     let scope = UProbeScope::OneProcess(thread);
     for allocator in allocators {
+        // An allocator was found by reading this file, so that it is held.
+        let Some(module) = space.modules().get(allocator.module) else { continue };
         for hook in &allocator.hooks {
             if hook.shape == Shape::Free {
-                probe(kernel.uprobe("free_enter")?, allocator, hook, scope)?;
+                probe(kernel.uprobe("free_enter")?, module, hook, scope)?;
             } else {
                 // No call is entered whose return would go unseen. C functions do not throw, so that a hijacked
                 // return address is safe here.
-                probe(kernel.uprobe("alloc_return")?, allocator, hook, scope)?;
-                probe(kernel.uprobe("alloc_enter")?, allocator, hook, scope)?;
+                probe(kernel.uprobe("alloc_return")?, module, hook, scope)?;
+                probe(kernel.uprobe("alloc_enter")?, module, hook, scope)?;
             }
         }
     }
@@ -67,21 +73,17 @@ pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn probe(
-    program: &mut UProbe,
-    allocator: &Allocator,
-    hook: &Hook,
-    scope: UProbeScope,
-) -> Result<(), AttachError> {
+fn probe(program: &mut UProbe, module: &Module, hook: &Hook, scope: UProbeScope) -> Result<(), AttachError> {
     let point = UProbeAttachPoint {
         location: UProbeAttachLocation::AbsoluteOffset(hook.site.offset),
         cookie: Some(hook.shape.cookie()),
     };
+    let path = module.held_path().unwrap_or_else(|| PathBuf::from(&module.path));
     // The link stays with the program.
-    program.attach(point, &allocator.attach_path, scope).map(drop).map_err(|source| AttachError::Probe {
+    program.attach(point, path, scope).map(drop).map_err(|source| AttachError::Probe {
         function: hook.names.join(", "),
         offset: hook.site.offset,
-        path: allocator.attach_path.clone(),
+        path: module.path.clone(),
         source: Box::new(source),
     })
 }

@@ -25,7 +25,7 @@ use crate::{
         Process,
         allocator::{self, Findings},
         maps::AddressSpace,
-        process::ProcessError,
+        process::{ProcessError, live_thread},
     },
 };
 
@@ -96,7 +96,7 @@ impl Recording {
         let pid = process.pid();
         let mut space = AddressSpace::default();
         space.refresh(pid)?;
-        let findings = allocator::find(pid, &space);
+        let findings = allocator::find(&space);
         if findings.allocators.is_empty() {
             if process.has_ended() {
                 return Err(ProcessError::Gone { pid }.into());
@@ -105,10 +105,7 @@ impl Recording {
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
         let (mut kernel, rings) = Kernel::load(capacities, diagnostics)?;
-        let thread = process.live_thread().and_then(NonZeroU32::new).ok_or(ProcessError::Gone { pid })?;
-        if let Err(error) = attach(&mut kernel, &findings.allocators, thread) {
-            return Err(if process.has_ended() { ProcessError::Gone { pid }.into() } else { error.into() });
-        }
+        attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
         let trampoline = space.trampoline();
         let drain =
@@ -166,6 +163,16 @@ impl Recording {
         Ok(vitals)
     }
 
+    /// Attaches once more, through a thread that goes on.
+    ///
+    /// To be called when the first thread has ended: the kernel took the probes out with it. Calls between that
+    /// moment and this one were not seen.
+    pub fn reattach(&self) -> Result<(), RecordError> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let space = self.drain.stacks().space.clone();
+        attach_to(&mut kernel, &self.process, &self.findings, &space)
+    }
+
     /// What has been counted so far. Neither stops nor resets anything.
     pub fn snapshot(&self) -> Result<RawHeap, RecordError> {
         let duration = self.ended.unwrap_or_else(|| self.began.elapsed());
@@ -210,6 +217,20 @@ impl Recording {
         self.ended = Some(self.began.elapsed());
         self.drain.finish();
     }
+}
+
+fn attach_to(
+    kernel: &mut Kernel,
+    process: &Process,
+    findings: &Findings,
+    space: &AddressSpace,
+) -> Result<(), RecordError> {
+    let gone = ProcessError::Gone { pid: process.pid() };
+    let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
+        return Err(gone.into());
+    };
+    attach(kernel, &findings.allocators, space, thread)
+        .map_err(|error| if process.has_ended() { gone.into() } else { error.into() })
 }
 
 /// `BPF_EXIST` of include/uapi/linux/bpf.h: replace an entry, but make none.
