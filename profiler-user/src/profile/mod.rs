@@ -1,1 +1,34 @@
 //! Meaning: the pprof profile, read, built, compared and viewed.
+
+pub mod proto;
+
+pub mod sample_type;
+
+pub mod entry;
+
+pub mod builder;
+
+mod flags;
+
+mod strings;
+
+pub mod write;
+
+pub mod read;
+
+mod budget;
+
+pub mod checked;
+
+pub mod frame;
+
+pub mod printable;
+
+pub mod prune;
+
+pub mod diff;
+
+pub mod view;
+
+#[cfg(test)]
+pub(crate) mod fixture;
