@@ -8,6 +8,8 @@ pub mod entry;
 
 pub mod builder;
 
+pub mod heap;
+
 mod flags;
 
 mod strings;

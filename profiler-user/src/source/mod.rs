@@ -17,6 +17,8 @@ pub struct RawHeap {
     pub pid: u32,
     /// Its name.
     pub comm: String,
+    /// Its executable's path.
+    pub exe: String,
     /// When counting began.
     pub started: SystemTime,
     /// How long it had gone on when these numbers were taken.
@@ -38,6 +40,7 @@ impl RawHeap {
         Self {
             pid: 1,
             comm: "guest".to_owned(),
+            exe: "/bin/guest".to_owned(),
             started: SystemTime::UNIX_EPOCH,
             duration: Duration::from_secs(10),
             stacks: Vec::new(),

@@ -28,7 +28,7 @@ pub enum Notice {
 pub(super) struct Drain {
     stacks: Arc<Mutex<StackTable>>,
     stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drain {
@@ -46,7 +46,7 @@ impl Drain {
         let thread = std::thread::Builder::new()
             .name("heaptap-drain".to_owned())
             .spawn(move || worker.run(&stopped))?;
-        Ok(Self { stacks, stop, thread: Some(thread) })
+        Ok(Self { stacks, stop, thread: Mutex::new(Some(thread)) })
     }
 
     /// The stacks seen so far.
@@ -56,8 +56,9 @@ impl Drain {
     }
 
     /// Reads the buffers to their end and stops.
-    pub(super) fn finish(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
+    pub(super) fn finish(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
         if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_ok() && thread.join().is_err() {
             tracing::error!("the drain thread failed: stacks may be missing");
         }

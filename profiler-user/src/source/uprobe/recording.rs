@@ -3,7 +3,7 @@
 use std::{
     io,
     num::NonZeroU32,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -80,7 +80,7 @@ pub struct Recording {
     drain: Drain,
     started: SystemTime,
     began: Instant,
-    ended: Option<Duration>,
+    ended: Mutex<Option<Duration>>,
 }
 
 impl Recording {
@@ -124,7 +124,7 @@ impl Recording {
             drain,
             started: SystemTime::now(),
             began: Instant::now(),
-            ended: None,
+            ended: Mutex::new(None),
         })
     }
 
@@ -141,7 +141,7 @@ impl Recording {
     /// How the recording is going. Tells the kernel side where hijacked return addresses lead, too, should that
     /// not be where it was taken to be.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
-        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = lock(&self.kernel);
         let (trampoline, stacks) = {
             let table = self.drain.stacks();
             (table.space.trampoline(), table.stacks().len())
@@ -168,16 +168,16 @@ impl Recording {
     /// To be called when the first thread has ended: the kernel took the probes out with it. Calls between that
     /// moment and this one were not seen.
     pub fn reattach(&self) -> Result<(), RecordError> {
-        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = lock(&self.kernel);
         let space = self.drain.stacks().space.clone();
         attach_to(&mut kernel, &self.process, &self.findings, &space)
     }
 
     /// What has been counted so far. Neither stops nor resets anything.
     pub fn snapshot(&self) -> Result<RawHeap, RecordError> {
-        let duration = self.ended.unwrap_or_else(|| self.began.elapsed());
+        let duration = lock(&self.ended).unwrap_or_else(|| self.began.elapsed());
         let (entries, counters) = {
-            let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+            let kernel = lock(&self.kernel);
             let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
             (totals_of(&kernel)?, counters)
         };
@@ -197,6 +197,7 @@ impl Recording {
         Ok(RawHeap {
             pid: self.process.pid(),
             comm: self.process.comm().to_owned(),
+            exe: self.process.exe().to_string_lossy().trim_end_matches(" (deleted)").to_owned(),
             started: self.started,
             duration,
             stacks: table.stacks().to_vec(),
@@ -207,16 +208,21 @@ impl Recording {
     }
 
     /// Stops counting, all functions at once, and reads the ring buffer to its end. The numbers stay readable.
-    pub fn stop(&mut self) {
-        if self.ended.is_some() {
+    pub fn stop(&self) {
+        let mut ended = lock(&self.ended);
+        if ended.is_some() {
             return;
         }
-        let kernel = self.kernel.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Failing means that the target replaced its program, upon which the kernel side took it out.
-        let _ = kernel.targets.remove(&self.process.pid());
-        self.ended = Some(self.began.elapsed());
+        let _ = lock(&self.kernel).targets.remove(&self.process.pid());
+        *ended = Some(self.began.elapsed());
         self.drain.finish();
     }
+}
+
+/// Whatever is guarded here is whole between two calls, whatever happened to the thread that made the last one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn attach_to(
