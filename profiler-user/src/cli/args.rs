@@ -1,0 +1,183 @@
+//! What can be typed.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::report::ReportArgs;
+use crate::source::uprobe::Capacities;
+
+/// A heap profiler that works from outside the program.
+///
+/// heaptap attaches to a running process, counts what its allocator hands out and takes back, by call stack, and
+/// writes profiles that `go tool pprof` and every other pprof viewer open. The program needs no restart, no code
+/// change and no preloaded library. Needs root.
+///
+/// Examples:
+///
+///   heaptap record --pid 1234 --duration 30s    half a minute of a running process
+///   heaptap record -- ./server --port 8080      a command, from its first allocation on
+///   heaptap serve --pid 1234                    for go tool pprof http://localhost:6060/debug/pprof/heap
+///   heaptap report heap.server.1234.pb.gz       look at a profile again
+#[derive(Debug, Parser)]
+#[command(name = "heaptap", version, verbatim_doc_comment, max_term_width = 100)]
+pub struct Cli {
+    /// What to log to stderr: error, warn, info, debug or trace. From debug on, the kernel side logs too.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    pub log: tracing::level_filters::LevelFilter,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Record the heap of a process into a pprof profile.
+    Record(RecordArgs),
+    /// Serve the heap of a process over HTTP, the way Go programs serve their own.
+    Serve(ServeArgs),
+    /// Show what would be probed in a process, and where; touches nothing.
+    Inspect(InspectArgs),
+    /// Check that this machine has what heaptap needs.
+    Doctor,
+    /// Show a saved profile, of heaptap or of anybody else.
+    Report(ReportArgs),
+}
+
+/// Record the heap of a process into a pprof profile.
+///
+/// Counts every allocation from the moment the probes are in. Blocks allocated before that are not known; their
+/// frees are counted, not guessed. Ends with Ctrl-C, after --duration, or with the process.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// The process to attach to.
+    #[arg(long, value_name = "PID", required_unless_present = "command", conflicts_with = "command")]
+    pub pid: Option<u32>,
+
+    /// A command to start and record from its first allocation on, behind `--`.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+
+    /// How long to record, such as 30s or 5m.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+
+    /// Where to write the profile [default: heap.<name>.<pid>.pb.gz].
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Replace the output file if there is one.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Count every allocation. This is the default.
+    #[arg(long)]
+    pub exact: bool,
+
+    /// Start the command as root even under sudo, not as the user who called it.
+    #[arg(long, requires = "command")]
+    pub as_root: bool,
+
+    /// Say nothing but errors, losses and the closing table.
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    /// How much the kernel side may keep.
+    #[command(flatten)]
+    pub capacities: CapacityArgs,
+}
+
+/// Serve the heap of a process over HTTP, the way Go programs serve their own.
+///
+/// `go tool pprof http://localhost:6060/debug/pprof/heap` then works on a program that knows nothing of pprof. A
+/// fetch neither stops nor resets the recording, so that two of them can be compared with -base.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The process to attach to.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+
+    /// The address to listen on, which must be a loopback address; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6060")]
+    pub listen: SocketAddr,
+
+    /// How much the kernel side may keep.
+    #[command(flatten)]
+    pub capacities: CapacityArgs,
+}
+
+/// Show what would be probed in a process, and where; touches nothing.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The process to look at.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+}
+
+/// How much the kernel side may keep.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Capacities")]
+pub struct CapacityArgs {
+    /// Live blocks to follow; beyond that inuse_* falls short, and says by how much.
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().live_blocks,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub max_live: u32,
+
+    /// Stacks, times the block sizes of each, to tell apart; beyond that allocations are counted without their stack.
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().totals,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_stacks: u32,
+
+    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096.
+    #[arg(long, value_name = "BYTES", default_value_t = Capacities::default().ring_bytes, value_parser = ring_bytes)]
+    pub ring_bytes: u32,
+}
+
+impl From<CapacityArgs> for Capacities {
+    fn from(CapacityArgs { max_live, max_stacks, ring_bytes }: CapacityArgs) -> Self {
+        Self { live_blocks: max_live, totals: max_stacks, ring_bytes }
+    }
+}
+
+/// The kernel wants a power of two of whole pages (`ringbuf_map_alloc` in kernel/bpf/ringbuf.c).
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|error| format!("{error}"))?;
+    if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) {
+        return Ok(bytes);
+    }
+    let next = bytes.clamp(4096, 1 << 30).next_power_of_two();
+    Err(format!("it has to be a power of two from 4096 to {}, such as {next}", 1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_put_together_rightly() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_process_or_a_command_is_needed_and_not_both() {
+        let parse = |arguments: &[&str]| Cli::try_parse_from([&["heaptap", "record"], arguments].concat());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--pid", "1"]).is_ok());
+        assert!(parse(&["--", "ls", "-l"]).is_ok());
+        assert!(parse(&["--pid", "1", "--", "ls"]).is_err());
+        assert!(parse(&["--pid", "1", "--duration", "30s"]).is_ok());
+        assert!(parse(&["--pid", "1", "--duration", "30 bananas"]).is_err());
+    }
+
+    #[test]
+    fn ring_sizes_are_powers_of_two_and_the_error_names_one() {
+        assert_eq!(ring_bytes("4096"), Ok(4096));
+        assert!(ring_bytes("5000").unwrap_err().contains("8192"));
+        assert!(ring_bytes("1").unwrap_err().contains("4096"));
+        assert!(ring_bytes("4294967295").is_err());
+    }
+}

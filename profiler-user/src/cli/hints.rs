@@ -1,0 +1,122 @@
+//! The next step after each error.
+
+use std::{error::Error, io};
+
+use super::error::CliError;
+use crate::{
+    output::file::FileError,
+    source::uprobe::RecordError,
+    target::{
+        launch::LaunchError,
+        prerequisites::{Check, Verdict},
+        process::ProcessError,
+    },
+};
+
+/// What to do about an error.
+pub fn hint(error: &CliError) -> String {
+    match error {
+        CliError::Prerequisite(check) => prerequisite(check),
+        CliError::Process(error) => process(error),
+        CliError::Launch(error) => launch(error),
+        CliError::Identity(_) => "start the command as root with --as-root".to_owned(),
+        CliError::Record { pid, source } => record(*pid, source),
+        CliError::Build(_) => "this is a defect of heaptap: please report it with the output of `heaptap doctor`".to_owned(),
+        CliError::Encode(_) | CliError::Stdout(_) => "free some disk space, or write somewhere else".to_owned(),
+        CliError::Output(error) => output(error),
+        CliError::Report(error) => error.hint(),
+        CliError::NotLoopback { listen } => {
+            format!("use --listen 127.0.0.1:{}: profiles tell much about a program", listen.port())
+        }
+        CliError::Listen { listen, source } if source.kind() == io::ErrorKind::AddrInUse => {
+            format!("choose another port, or any free one with --listen {}:0", listen.ip())
+        }
+        CliError::Listen { .. } => "choose another address with --listen".to_owned(),
+        CliError::Runtime { .. } => "run `heaptap doctor` and see to what it says".to_owned(),
+    }
+}
+
+fn prerequisite(check: &Check) -> String {
+    match &check.verdict {
+        Verdict::Missing { found, next_step } => format!("{next_step} (found: {found})"),
+        Verdict::Present(_) | Verdict::Optional(_) => "run `heaptap doctor`".to_owned(),
+    }
+}
+
+fn process(error: &ProcessError) -> String {
+    match error {
+        ProcessError::NotFound { .. } | ProcessError::Gone { .. } | ProcessError::Zombie { .. } => {
+            "look for its present PID with `pgrep -a NAME`; short-lived commands can be started by `heaptap record -- COMMAND`".to_owned()
+        }
+        ProcessError::IsThread { pid, .. } => format!("use --pid {pid}: all threads of a process share one heap"),
+        ProcessError::KernelThread { .. } => "choose a process of user space".to_owned(),
+        ProcessError::Architecture { .. } => "heaptap profiles 64-bit x86 programs only".to_owned(),
+        ProcessError::Ourselves { .. } => "start a second heaptap to look at the first".to_owned(),
+        ProcessError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "run heaptap as root, and outside of containers that hide other processes".to_owned()
+        }
+        ProcessError::Unreadable { .. } => "run `heaptap doctor` and see to what it says".to_owned(),
+    }
+}
+
+fn launch(error: &LaunchError) -> String {
+    match error {
+        LaunchError::Start { command, source } if source.kind() == io::ErrorKind::NotFound => {
+            format!("check the spelling; a program that is not in $PATH needs its directory, such as ./{command}")
+        }
+        LaunchError::Start { command, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("make it executable with `chmod +x {command}`, or see whether this user may run it")
+        }
+        LaunchError::Start { .. } => "run the command by itself first".to_owned(),
+        LaunchError::Ended { .. } => "run the command by itself first: its loader gave up".to_owned(),
+        LaunchError::Hold { .. } => {
+            "start the command by itself and attach with --pid; its first allocations will be missing".to_owned()
+        }
+    }
+}
+
+fn record(pid: u32, error: &RecordError) -> String {
+    if chain(error).any(|cause| cause.to_string().contains("os error 1)")) {
+        return "run heaptap as root; in a container it needs to be privileged".to_owned();
+    }
+    match error {
+        RecordError::Process(error) => process(error),
+        RecordError::NoAllocator { .. } => format!(
+            "heaptap knows glibc's allocator in a shared library so far; `heaptap inspect --pid {pid}` shows what the process has"
+        ),
+        RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) => {
+            "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says".to_owned()
+        }
+    }
+}
+
+fn output(error: &FileError) -> String {
+    error.hint()
+}
+
+/// An error and what caused it, outermost first.
+pub fn chain<'error>(error: &'error (dyn Error + 'static)) -> impl Iterator<Item = &'error (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_name_the_value_to_use_next() {
+        let thread = ProcessError::IsThread { tid: 12, pid: 10, comm: "guest".to_owned() };
+        assert!(hint(&CliError::Process(thread)).contains("--pid 10"));
+        let listen = "0.0.0.0:6060".parse().unwrap();
+        assert!(hint(&CliError::NotLoopback { listen }).contains("--listen 127.0.0.1:6060"));
+        let busy = CliError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
+        assert!(hint(&busy).contains(":0"));
+    }
+
+    #[test]
+    fn a_chain_of_causes_is_walked_to_its_end() {
+        let source = ProcessError::Unreadable { pid: 1, what: "stat", source: io::ErrorKind::PermissionDenied.into() };
+        let texts: Vec<_> = chain(&source).map(ToString::to_string).collect();
+        assert_eq!(texts, ["cannot read stat of process 1", "permission denied"]);
+    }
+}

@@ -1,0 +1,60 @@
+//! `heaptap inspect`: what would be probed in a process, and where.
+
+use std::io::{self, Write};
+
+use profiler_common::call::Shape;
+
+use super::{args::InspectArgs, error::CliError};
+use crate::target::{
+    Process,
+    allocator::{self, Allocator, Findings},
+    maps::AddressSpace,
+    site::Choice,
+};
+
+/// Looks and tells. Attaches nothing.
+pub(super) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CliError> {
+    let process = Process::open(args.pid)?;
+    let mut space = AddressSpace::default();
+    space.refresh(args.pid)?;
+    let findings = allocator::find(&space);
+    write(&process, &space, &findings, out).map_err(CliError::Stdout)
+}
+
+fn write(process: &Process, space: &AddressSpace, findings: &Findings, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "process {} ({}), {}", process.pid(), process.comm(), process.exe().display())?;
+    for allocator in &findings.allocators {
+        write_allocator(allocator, space, out)?;
+    }
+    if findings.allocators.is_empty() {
+        writeln!(out, "\nno allocator that heaptap knows: nothing would be probed")?;
+    }
+    if !findings.passed.is_empty() {
+        writeln!(out, "\nlooked at, not probed:")?;
+    }
+    for passed in &findings.passed {
+        let path = space.modules().get(passed.module).map_or("?", |module| module.path.as_str());
+        writeln!(out, "  {path}: {}", passed.verdict.text())?;
+    }
+    Ok(())
+}
+
+fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
+    let path = space.modules().get(allocator.module).map_or("?", |module| module.path.as_str());
+    writeln!(out, "\nallocator {} in {path}", allocator.name)?;
+    writeln!(out, "  {:<24} {:<12} {:>11} {:<28} why there", "function", "probes", "file offset", "on instruction")?;
+    for hook in &allocator.hooks {
+        let probes = if hook.shape == Shape::Free { "entry" } else { "entry+return" };
+        let site = &hook.site;
+        let place = match site.choice {
+            Choice::LaterEmulated => format!("{} (+{})", site.instruction, site.into_function_bytes),
+            Choice::EntryEmulated | Choice::EntryStepped => site.instruction.clone(),
+        };
+        let names = hook.names.join(", ");
+        writeln!(out, "  {names:<24} {probes:<12} {:>#11x} {place:<28} {}", site.offset, site.choice.text())?;
+    }
+    for (name, reason) in &allocator.unhooked {
+        writeln!(out, "  {name:<24} not probed: {reason}")?;
+    }
+    Ok(())
+}

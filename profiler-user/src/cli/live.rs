@@ -1,0 +1,69 @@
+//! The live line on a terminal.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::source::uprobe::Vitals;
+
+/// A line on stderr that tells how a recording is going; nothing where stderr is no terminal.
+pub(super) struct LiveLine {
+    bar: ProgressBar,
+    last: (Instant, u64),
+}
+
+/// How often the line changes.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+
+impl LiveLine {
+    pub(super) fn new(is_quiet: bool) -> Self {
+        let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(ProgressStyle::with_template("{elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, last: (Instant::now(), 0) }
+    }
+
+    /// Whether anybody sees it.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.bar.is_hidden()
+    }
+
+    pub(super) fn show(&mut self, vitals: &Vitals) {
+        let (then, before) = self.last;
+        let now = Instant::now();
+        let allocations = vitals.alloc_objects.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64();
+        self.last = (now, vitals.alloc_objects);
+        self.bar.set_message(text(vitals, allocations));
+        self.bar.tick();
+    }
+
+    pub(super) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn text(vitals: &Vitals, allocations_per_second: f64) -> String {
+    let live = vitals.alloc_objects.saturating_sub(vitals.freed_objects);
+    let losses = if vitals.losses == 0 { String::new() } else { format!(", {} LOST", HumanCount(vitals.losses)) };
+    format!(
+        "{} allocations/s, {} live in {} blocks, {} stacks{losses}",
+        HumanCount(allocations_per_second.round() as u64),
+        HumanBytes(vitals.inuse_bytes),
+        HumanCount(live),
+        HumanCount(vitals.stacks as u64),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_named_only_where_there_are_some() {
+        let vitals =
+            Vitals { alloc_objects: 3000, freed_objects: 1000, inuse_bytes: 2048, stacks: 7, losses: 0 };
+        assert_eq!(text(&vitals, 1500.4), "1,500 allocations/s, 2.00 KiB live in 2,000 blocks, 7 stacks");
+        let text = text(&Vitals { losses: 2, ..vitals }, 0.0);
+        assert!(text.ends_with(", 2 LOST"), "{text}");
+    }
+}

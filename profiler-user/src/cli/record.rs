@@ -1,0 +1,212 @@
+//! `heaptap record`: a process in, a profile out.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::Child,
+};
+
+use profiler_common::unwind::WalkEnd;
+
+use super::{
+    Outcome,
+    args::RecordArgs,
+    doctor,
+    error::CliError,
+    live::{INTERVAL, LiveLine},
+    report,
+    session::{End, Interrupts, Session, runtime},
+};
+use crate::{
+    output::file::{FileError, OutputFile},
+    profile::{heap::losses, write::encode_gzip},
+    source::RawHeap,
+    target::{Process, identity::Identity, launch::Held},
+};
+
+/// Rows of the closing table.
+const ROWS: usize = 15;
+
+/// Records until something ends it, and writes what was counted.
+pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    doctor::require_all()?;
+    let held = args.command.split_first().map(|(program, arguments)| hold(args, program, arguments)).transpose()?;
+    let pid = held.as_ref().map_or_else(|| args.pid.unwrap_or_default(), Held::pid);
+    let (session, output, child) = match prepare(args, pid, diagnostics) {
+        Ok((session, output)) => (session, output, held.map(Held::release).transpose()?),
+        Err(error) => {
+            if let Some(held) = held {
+                held.kill();
+            }
+            return Err(error);
+        }
+    };
+    runtime()?.block_on(attend(args, &session))?;
+    finish(args, &session, output, child, out)
+}
+
+fn hold(args: &RecordArgs, program: &std::ffi::OsString, arguments: &[std::ffi::OsString]) -> Result<Held, CliError> {
+    let identity = if args.as_root { None } else { Identity::behind_sudo()? };
+    if let (Some(identity), false) = (&identity, args.quiet) {
+        say(&format!("starting {} as {}", program.to_string_lossy(), identity.name()));
+    }
+    Ok(Held::start(program, arguments, identity.as_ref())?)
+}
+
+/// Makes sure of the output before anything is attached, then attaches.
+fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, Output), CliError> {
+    let process = Process::open(pid)?;
+    let path = args.output.clone().unwrap_or_else(|| default_path(process.comm(), pid));
+    let output = Output { file: OutputFile::create(&path, args.force)?, path };
+    let session = Session::start(process, &args.capacities.into(), diagnostics)?;
+    Ok((session, output))
+}
+
+/// Shows how it goes until it is over.
+async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
+    let mut interrupts = Interrupts::listen()?;
+    let process = session.process();
+    // For people and for scripts that wait for it: the probes are in.
+    let until = args.duration.map_or("until Ctrl-C".to_owned(), |time| format!("for {}", humantime::format_duration(time)));
+    say(&format!("recording {} (pid {}), {}, {until}", process.comm(), process.pid(), session.probed()));
+    let mut live = LiveLine::new(args.quiet);
+    let mut ticks = tokio::time::interval(INTERVAL);
+    let deadline = async {
+        match args.duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(deadline);
+    let over = session.over();
+    tokio::pin!(over);
+    let end = loop {
+        tokio::select! {
+            _ = interrupts.next() => break End::Signal,
+            () = &mut deadline => break End::Signal,
+            end = &mut over => break end?,
+            // Where nobody sees the line it is still looked after the target, if less often.
+            _ = ticks.tick() => {
+                let vitals = session.vitals()?;
+                if !live.is_hidden() {
+                    live.show(&vitals);
+                }
+            }
+        }
+    };
+    session.stop();
+    live.finish();
+    interrupts.kill_on_next();
+    if !args.quiet {
+        match end {
+            End::Signal => {}
+            End::Exited => say("the process has ended"),
+            End::Exec => say("the process has replaced its program (exec); this is what the old one had"),
+        }
+    }
+    Ok(())
+}
+
+fn finish(
+    args: &RecordArgs,
+    session: &Session,
+    output: Output,
+    child: Option<Child>,
+    out: &mut dyn Write,
+) -> Result<Outcome, CliError> {
+    let (heap, profile) = session.profile()?;
+    let bytes = encode_gzip(&profile).map_err(CliError::Encode)?;
+    let path = output.commit(&bytes)?;
+    report::write_summary(profile, ROWS, out)?;
+    for loss in losses(&heap) {
+        say(&loss);
+    }
+    if !args.quiet {
+        say_what_became_of(child);
+        say(&format!("wrote {}{}", path.display(), stacks(&heap)));
+        say(&format!("open it with `heaptap report {0} --lines` or `go tool pprof -http=: {0}`", path.display()));
+    }
+    if heap.entries.is_empty() {
+        say(&format!("{} were probed, and not one allocated in {}", session.probed(), humantime::format_duration(round(heap.duration))));
+        say(&format!("hint: record for longer; `heaptap inspect --pid {}` shows what is probed", heap.pid));
+        return Ok(Outcome::NothingToShow);
+    }
+    Ok(Outcome::Done)
+}
+
+/// How whole the stacks are, where not all of them are.
+fn stacks(heap: &RawHeap) -> String {
+    let count = |end| heap.stacks.iter().filter(|stack| stack.end == end).count();
+    let parts: Vec<_> = WalkEnd::ALL
+        .into_iter()
+        .map(|end| (end, count(end)))
+        .filter(|(_, count)| *count > 0)
+        .map(|(end, count)| format!("{count} {}", end.text()))
+        .collect();
+    if parts.is_empty() { String::new() } else { format!(", stacks: {}", parts.join(", ")) }
+}
+
+fn say_what_became_of(child: Option<Child>) {
+    let Some(mut child) = child else { return };
+    match child.try_wait() {
+        Ok(Some(status)) if status.success() => {}
+        Ok(Some(status)) => say(&format!("the command ended with {status}")),
+        Ok(None) => say(&format!("the command runs on as process {}", child.id())),
+        Err(error) => tracing::warn!(%error, "cannot tell how the command ended"),
+    }
+}
+
+fn round(duration: std::time::Duration) -> std::time::Duration {
+    std::time::Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The file to write, with its name.
+struct Output {
+    file: OutputFile,
+    path: PathBuf,
+}
+
+impl Output {
+    /// Writes the profile, and says where. What was recorded is not lost to a name that was taken meanwhile or to a
+    /// full disk, if there is any other place for it.
+    fn commit(self, bytes: &[u8]) -> Result<PathBuf, CliError> {
+        let Self { file, path } = self;
+        let Err(error) = file.commit(bytes) else { return Ok(path) };
+        match rescue(&path, bytes) {
+            Ok(rescued) => {
+                say(&format!("the profile was written to {} instead", rescued.display()));
+                Err(error.into())
+            }
+            Err(_) => Err(error.into()),
+        }
+    }
+}
+
+fn rescue(path: &Path, bytes: &[u8]) -> Result<PathBuf, FileError> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let rescued = std::env::temp_dir().join(format!("heaptap-{}-{name}", std::process::id()));
+    OutputFile::create(&rescued, false)?.commit(bytes)?;
+    Ok(rescued)
+}
+
+/// `heap.<name>.<pid>.pb.gz`, where the name is the target's to choose.
+fn default_path(comm: &str, pid: u32) -> PathBuf {
+    let safe = |letter: char| if letter.is_alphanumeric() || "-_+".contains(letter) { letter } else { '_' };
+    PathBuf::from(format!("heap.{}.{pid}.pb.gz", comm.chars().map(safe).collect::<String>()))
+}
+
+/// Talks to people, on stderr. Nobody listening is no reason to stop.
+pub(super) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "heaptap: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_targets_name_cannot_lead_out_of_the_directory() {
+        assert_eq!(default_path("redis-server", 7), PathBuf::from("heap.redis-server.7.pb.gz"));
+        assert_eq!(default_path("../../etc/x", 7), PathBuf::from("heap.______etc_x.7.pb.gz"));
+    }
+}

@@ -1,0 +1,172 @@
+//! What `record` and `serve` share: a recording, its end, and profiles of it.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::error::CliError;
+use crate::{
+    profile::{self, proto},
+    source::{
+        RawHeap,
+        uprobe::{Capacities, Notice, Recording, Vitals},
+    },
+    symbolize::Names,
+    target::Process,
+};
+
+/// A recording, and what was found out about it so far.
+pub(super) struct Session {
+    recording: Recording,
+    names: Mutex<Names>,
+    notices: tokio::sync::Mutex<mpsc::UnboundedReceiver<Notice>>,
+}
+
+/// Why a recording is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Somebody asked.
+    Signal,
+    /// The process has ended.
+    Exited,
+    /// The process has replaced its program.
+    Exec,
+}
+
+impl Session {
+    /// Attaches to a process and begins to count.
+    pub(super) fn start(process: Process, capacities: &Capacities, diagnostics: bool) -> Result<Self, CliError> {
+        let pid = process.pid();
+        let (send, notices) = mpsc::unbounded_channel();
+        // A receiver that is gone no longer wants to know.
+        let on_notice = move |notice| drop(send.send(notice));
+        let recording =
+            Recording::start(process, capacities, diagnostics, on_notice).map_err(CliError::record(pid))?;
+        Ok(Self { recording, names: Mutex::default(), notices: tokio::sync::Mutex::new(notices) })
+    }
+
+    pub(super) const fn process(&self) -> &Process {
+        self.recording.process()
+    }
+
+    /// What is probed, in a few words.
+    pub(super) fn probed(&self) -> String {
+        let allocators = &self.recording.findings().allocators;
+        let functions: usize =
+            allocators.iter().flat_map(|allocator| &allocator.hooks).map(|hook| hook.names.len()).sum();
+        let names: Vec<_> = allocators.iter().map(|allocator| allocator.name).collect();
+        format!("{functions} functions of {}", names.join(" and "))
+    }
+
+    pub(super) fn vitals(&self) -> Result<Vitals, CliError> {
+        self.recording.vitals().map_err(CliError::record(self.process().pid()))
+    }
+
+    /// Waits until the process has ended or replaced its program.
+    pub(super) async fn over(&self) -> Result<End, CliError> {
+        let failed = |source| CliError::Runtime { what: "the wait for the process's end", source };
+        let pidfd = AsyncFd::with_interest(self.process().as_fd(), Interest::READABLE).map_err(failed)?;
+        let mut notices = self.notices.lock().await;
+        loop {
+            tokio::select! {
+                ready = pidfd.readable() => {
+                    ready.map_err(failed)?;
+                    return Ok(End::Exited);
+                }
+                Some(notice) = notices.recv() => match notice {
+                    Notice::Exec => return Ok(End::Exec),
+                    Notice::LeaderExit => self.follow_threads()?,
+                },
+            }
+        }
+    }
+
+    /// The kernel takes a process's probes out when its first thread ends; puts them in again if others go on.
+    fn follow_threads(&self) -> Result<(), CliError> {
+        match self.recording.reattach() {
+            Ok(()) => {
+                tracing::warn!(
+                    "the process's first thread has ended and the others go on: \
+                     their calls of the last few milliseconds were not seen"
+                );
+                Ok(())
+            }
+            Err(_) if self.process().has_ended() => Ok(()),
+            Err(error) => Err(CliError::record(self.process().pid())(error)),
+        }
+    }
+
+    /// Stops counting. The numbers stay.
+    pub(super) fn stop(&self) {
+        self.recording.stop();
+    }
+
+    /// What was counted so far, as a profile. Takes its time: files are read for names.
+    pub(super) fn profile(&self) -> Result<(RawHeap, proto::Profile), CliError> {
+        let heap = self.recording.snapshot().map_err(CliError::record(self.process().pid()))?;
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.resolve(&heap);
+        let profile = profile::heap::profile(&heap, &names)?;
+        Ok((heap, profile))
+    }
+}
+
+/// The signals that ask a command to finish.
+pub(super) struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    /// From here on these signals no longer end heaptap by themselves.
+    pub(super) fn listen() -> Result<Self, CliError> {
+        let failed = |source: io::Error| CliError::Runtime { what: "signal handling", source };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    /// Waits for the next of them.
+    pub(super) async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+        }
+    }
+
+    /// Lets the next signal end heaptap at once, by that signal.
+    pub(super) fn kill_on_next(mut self) {
+        tokio::spawn(async move {
+            let kind = self.next().await;
+            // The handlers stay installed for the life of the process, so that the signal's own effect is asked for.
+            let _ = nix::sys::signal::Signal::try_from(kind.as_raw_value()).map(|signal| {
+                let default = nix::sys::signal::SigAction::new(
+                    nix::sys::signal::SigHandler::SigDfl,
+                    nix::sys::signal::SaFlags::empty(),
+                    nix::sys::signal::SigSet::empty(),
+                );
+                // SAFETY: the default action runs no code of ours.
+                let _ = unsafe { nix::sys::signal::sigaction(signal, &default) };
+                let _ = nix::sys::signal::raise(signal);
+            });
+        });
+    }
+}
+
+/// The runtime for signals, timers and sockets.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Runtime { what: "the event loop", source })
+}
