@@ -1,0 +1,186 @@
+//! `heaptap report`: shows a heap profile as text or as a picture.
+
+use std::{io, path::PathBuf};
+
+use crate::{
+    output::{
+        file::{FileError, OutputFile},
+        flamegraph::{self, FlamegraphError},
+        header::{self, Subject},
+        table::write_top,
+        tree::write_tree,
+    },
+    profile::{
+        checked::CheckedProfile,
+        diff::{self, DiffError, Difference},
+        frame::base_name,
+        prune,
+        read::{Limits, ReadError, read_profile},
+        sample_type::{SampleIndexError, resolve_sample_index},
+        view::{
+            self, Granularity,
+            folded::FoldedStacks,
+            top::{self, Cut},
+            tree::CallTree,
+        },
+    },
+};
+
+/// Show which functions hold the memory, from a profile file.
+///
+/// Reads any pprof heap profile, not only heaptap's, and counts as `go tool pprof` does: `flat` is what
+/// a function allocated itself, `cum` what it and all it called allocated.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  heaptap report heap.pb.gz                       the functions that hold most memory now
+  heaptap report heap.pb.gz --lines               the same by source line
+  heaptap report heap.pb.gz --tree                who called them
+  heaptap report new.pb.gz --base old.pb.gz       what has grown since
+  heaptap report heap.pb.gz --sample-index alloc_space
+                                                  what was allocated, also if it was freed since
+  heaptap report heap.pb.gz --flamegraph heap.svg a picture for a browser")]
+pub struct ReportArgs {
+    /// The profile: a pprof file, gzip-compressed or not
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// The values to show, by name or number [default: what the profile says, mostly inuse_space]
+    ///
+    /// heaptap's profiles have alloc_objects, alloc_space, inuse_objects and inuse_space.
+    #[arg(long, value_name = "TYPE")]
+    pub sample_index: Option<String>,
+
+    /// Tell source lines apart, not only functions
+    #[arg(long)]
+    pub lines: bool,
+
+    /// Subtract this profile: show only what changed since
+    ///
+    /// Stacks are compared by the names of functions, files and lines, so that the profiles may come from
+    /// different runs of the program.
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
+
+    /// Show callers above what they called, instead of a table
+    #[arg(long, group = "view")]
+    pub tree: bool,
+
+    /// Write one line per stack (`main;parse;malloc 1024`), for other flame graph tools
+    #[arg(long, group = "view")]
+    pub folded: bool,
+
+    /// Draw a flame graph into this SVG file
+    #[arg(long, value_name = "OUT.svg", group = "view")]
+    pub flamegraph: Option<PathBuf>,
+
+    /// The number of rows in the table; 0 shows all, also the smallest
+    ///
+    /// Otherwise what is below 0.5% of the total is left out. With --tree only 0 has an effect.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub top: usize,
+
+    /// Overwrite the file of --flamegraph if it exists
+    #[arg(long, requires = "flamegraph")]
+    pub force: bool,
+}
+
+/// Whether a report had something to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There were values.
+    Shown,
+    /// The profile has no values of the chosen type, or nothing changed.
+    Empty,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// A profile cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The type of value does not exist.
+    #[error("cannot show what --sample-index asks for")]
+    SampleIndex(#[from] SampleIndexError),
+    /// The two profiles cannot be compared.
+    #[error("cannot subtract the profile of --base")]
+    Base(#[from] DiffError),
+    /// The flame graph cannot be drawn.
+    #[error("cannot draw a flame graph")]
+    Flamegraph(#[from] FlamegraphError),
+    /// The flame graph cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The report cannot be written.
+    #[error("cannot write the report")]
+    Write(#[source] io::Error),
+}
+
+/// Writes the report that `args` ask for to `stdout`, or the picture to its file.
+///
+/// A reader of `stdout` that goes away (`| head`) has seen enough: that is no error.
+///
+/// # Errors
+///
+/// Fails if a file is not a usable profile, lacks what is asked for, or if the output cannot be written.
+pub fn run(args: &ReportArgs, stdout: &mut dyn io::Write) -> Result<Outcome, ReportError> {
+    // Before the work, for this may fail.
+    let picture = args.flamegraph.as_deref().map(|path| OutputFile::create(path, args.force)).transpose()?;
+    let mut profile = read_profile(&args.file, Limits::default())?;
+    let mut sample_index = resolve_sample_index(&profile, args.sample_index.as_deref())?;
+    if let Some(base) = &args.base {
+        let base = read_profile(base, Limits::default())?;
+        Difference { profile, sample_index } = diff::subtract(&profile, &base, sample_index)?;
+    }
+    // pprof too shows all frames if a profile's wish makes no sense.
+    let ignored = prune::drop_frames(&mut profile).err();
+    let subject = Subject { profile: &profile, sample_index };
+    let outcome = if view::total(&profile, sample_index) == 0 { Outcome::Empty } else { Outcome::Shown };
+
+    if let Some(picture) = picture {
+        let stacks = FoldedStacks::new(&profile, sample_index, granularity(args));
+        picture.commit(&flamegraph::draw(&stacks, &title(subject), subject.unit())?)?;
+        return Ok(outcome);
+    }
+    let written = write_text(args, subject, stdout).and_then(|()| match ignored {
+        Some(ignored) if !args.folded => writeln!(stdout, "note: {ignored}; all frames are shown"),
+        _ => Ok(()),
+    });
+    match written.and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReportError::Write(error)),
+        _ => Ok(outcome),
+    }
+}
+
+fn write_text(args: &ReportArgs, subject: Subject<'_>, out: &mut dyn io::Write) -> io::Result<()> {
+    let Subject { profile, sample_index } = subject;
+    if args.folded {
+        return FoldedStacks::new(profile, sample_index, granularity(args)).write(out);
+    }
+    let cut = match args.top {
+        0 => Cut::NONE,
+        max_rows => Cut { max_rows, ..Cut::default() },
+    };
+    if args.tree {
+        let tree = CallTree::new(profile, sample_index, granularity(args));
+        write_tree(out, subject, &tree, cut.min_fraction)?;
+    } else {
+        write_top(out, subject, &top::top(profile, sample_index, granularity(args), cut))?;
+    }
+    header::write_losses(out, profile)
+}
+
+fn granularity(args: &ReportArgs) -> Granularity {
+    if args.lines { Granularity::Lines } else { Granularity::Functions }
+}
+
+/// Returns a picture's title: the type of value, and the program if it is known.
+fn title(subject: Subject<'_>) -> String {
+    let profile: &CheckedProfile = subject.profile;
+    let main = profile.proto().mapping.first().map_or("", |main| profile.string(main.filename));
+    match base_name(main) {
+        "" => subject.type_name().to_owned(),
+        program => format!("{program}: {}", subject.type_name()),
+    }
+}
