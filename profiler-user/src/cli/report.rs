@@ -184,3 +184,121 @@ fn title(subject: Subject<'_>) -> String {
         program => format!("{program}: {}", subject.type_name()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::profile::{fixture, proto::Profile, write::encode_gzip};
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        report: ReportArgs,
+    }
+
+    /// Returns a directory with a profile `heap.pb.gz`.
+    fn directory_with(profile: &Profile) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("heap.pb.gz"), encode_gzip(profile).unwrap()).unwrap();
+        directory
+    }
+
+    /// Returns the report on `heap.pb.gz` with these arguments, in which `DIR` stands for the directory.
+    fn report(directory: &Path, args: &str) -> (Result<Outcome, ReportError>, String) {
+        let directory = directory.to_str().unwrap();
+        let words = format!("report DIR/heap.pb.gz {args}").replace("DIR", directory);
+        let command = Command::try_parse_from(words.split_whitespace()).unwrap();
+        let mut text = Vec::new();
+        (run(&command.report, &mut text), String::from_utf8(text).unwrap())
+    }
+
+    #[test]
+    fn dropped_frames_are_not_shown_and_losses_are() {
+        let directory = directory_with(&fixture::server());
+        let (outcome, text) = report(directory.path(), "");
+        assert_eq!(outcome.unwrap(), Outcome::Shown);
+        assert_eq!(
+            text,
+            "File: server
+Build ID: abcd
+Type: inuse_space
+Showing nodes accounting for 4352B, 100% of 4352B total
+      flat  flat%   sum%        cum   cum%
+     3840B 88.24% 88.24%      3840B 88.24%  grow (inline)
+      512B 11.76%   100%      4352B   100%  main
+         0     0%   100%      3840B 88.24%  handle
+comment: loss: 3 stacks were cut short
+"
+        );
+    }
+
+    #[test]
+    fn lines_are_told_apart_in_every_view() {
+        let directory = directory_with(&fixture::server());
+        let (_, text) = report(directory.path(), "--folded --lines --sample-index 0");
+        assert_eq!(
+            text,
+            "main server.c:10 8
+main server.c:10;handle server.c:20;grow server.c:31 100
+main server.c:10;server+0x1030 10
+"
+        );
+        let (_, text) = report(directory.path(), "--tree --lines");
+        assert!(text.contains("%  main server.c:10\n"), "{text}");
+    }
+
+    #[test]
+    fn a_profile_minus_itself_is_empty() {
+        let directory = directory_with(&fixture::server());
+        let (outcome, text) = report(directory.path(), "--base DIR/heap.pb.gz");
+        assert_eq!(outcome.unwrap(), Outcome::Empty);
+        assert!(text.contains("0% of 0 total"), "{text}");
+    }
+
+    #[test]
+    fn a_picture_is_not_overwritten_unasked() {
+        let directory = directory_with(&fixture::server());
+        report(directory.path(), "--flamegraph DIR/heap.svg").0.unwrap();
+        let svg = fs::read_to_string(directory.path().join("heap.svg")).unwrap();
+        assert!(svg.contains("server: inuse_space"), "{svg}");
+        let (error, _) = report(directory.path(), "--flamegraph DIR/heap.svg");
+        assert!(error.unwrap_err().to_string().ends_with("or overwrite it with --force"));
+        report(directory.path(), "--flamegraph DIR/heap.svg --force").0.unwrap();
+    }
+
+    #[test]
+    fn a_pattern_that_makes_no_sense_is_mentioned() {
+        let mut profile = fixture::server();
+        let drop = usize::try_from(profile.drop_frames).unwrap();
+        profile.string_table[drop] = "(".to_owned();
+        let (_, text) = report(directory_with(&profile).path(), "");
+        assert!(text.ends_with("not a usable regular expression; all frames are shown\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_error() {
+        struct Gone;
+        impl io::Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let directory = directory_with(&fixture::server());
+        let file = directory.path().join("heap.pb.gz");
+        let command = Command::try_parse_from(["report".as_ref(), file.as_os_str()]).unwrap();
+        assert_eq!(run(&command.report, &mut Gone).unwrap(), Outcome::Shown);
+    }
+
+    #[test]
+    fn views_exclude_each_other() {
+        assert!(Command::try_parse_from(["report", "heap.pb.gz", "--tree", "--folded"]).is_err());
+        assert!(Command::try_parse_from(["report", "heap.pb.gz", "--force"]).is_err());
+    }
+}

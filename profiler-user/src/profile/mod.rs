@@ -28,6 +28,8 @@ pub mod prune;
 
 pub mod diff;
 
+mod changes;
+
 pub mod view;
 
 #[cfg(test)]
