@@ -2,9 +2,10 @@
 
 use std::{error::Error, io};
 
-use super::error::CliError;
+use super::{error::CliError, report::ReportError};
 use crate::{
     output::file::FileError,
+    profile::read::ReadError,
     source::uprobe::RecordError,
     target::{
         launch::LaunchError,
@@ -21,10 +22,14 @@ pub fn hint(error: &CliError) -> String {
         CliError::Launch(error) => launch(error),
         CliError::Identity(_) => "start the command as root with --as-root".to_owned(),
         CliError::Record { pid, source } => record(*pid, source),
-        CliError::Build(_) => "this is a defect of heaptap: please report it with the output of `heaptap doctor`".to_owned(),
-        CliError::Encode(_) | CliError::Stdout(_) => "free some disk space, or write somewhere else".to_owned(),
+        CliError::Build(_) => {
+            "this is a defect of heaptap: please report it with the output of `heaptap doctor`".to_owned()
+        }
+        CliError::Encode(_) | CliError::Stdout(_) => {
+            "free some disk space, or write somewhere else".to_owned()
+        }
         CliError::Output(error) => output(error),
-        CliError::Report(error) => error.hint(),
+        CliError::Report(error) => report(error),
         CliError::NotLoopback { listen } => {
             format!("use --listen 127.0.0.1:{}: profiles tell much about a program", listen.port())
         }
@@ -62,7 +67,9 @@ fn process(error: &ProcessError) -> String {
 fn launch(error: &LaunchError) -> String {
     match error {
         LaunchError::Start { command, source } if source.kind() == io::ErrorKind::NotFound => {
-            format!("check the spelling; a program that is not in $PATH needs its directory, such as ./{command}")
+            format!(
+                "check the spelling; a program that is not in $PATH needs its directory, such as ./{command}"
+            )
         }
         LaunchError::Start { command, source } if source.kind() == io::ErrorKind::PermissionDenied => {
             format!("make it executable with `chmod +x {command}`, or see whether this user may run it")
@@ -70,7 +77,8 @@ fn launch(error: &LaunchError) -> String {
         LaunchError::Start { .. } => "run the command by itself first".to_owned(),
         LaunchError::Ended { .. } => "run the command by itself first: its loader gave up".to_owned(),
         LaunchError::Hold { .. } => {
-            "start the command by itself and attach with --pid; its first allocations will be missing".to_owned()
+            "start the command by itself and attach with --pid; its first allocations will be missing"
+                .to_owned()
         }
     }
 }
@@ -85,18 +93,44 @@ fn record(pid: u32, error: &RecordError) -> String {
             "heaptap knows glibc's allocator in a shared library so far; `heaptap inspect --pid {pid}` shows what the process has"
         ),
         RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) => {
-            "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says".to_owned()
+            "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says"
+                .to_owned()
         }
     }
 }
 
 fn output(error: &FileError) -> String {
-    error.hint()
+    match error {
+        FileError::NoParent { parent, .. } => format!("make it with `mkdir -p {}`", parent.display()),
+        FileError::NotWritable { .. } => "choose a directory that can be written".to_owned(),
+        FileError::Exists { .. } => {
+            "choose another name with --output, or overwrite it with --force".to_owned()
+        }
+        FileError::NotAFile { .. } => "name a file, not a directory or a device".to_owned(),
+        FileError::Write { .. } => "free some disk space, or choose another place".to_owned(),
+    }
+}
+
+fn report(error: &ReportError) -> String {
+    match error {
+        ReportError::Read(ReadError::Io { .. }) => "check the file's name, and that it can be read".to_owned(),
+        ReportError::Read(ReadError::Decode { .. }) => {
+            "give a pprof profile, such as `heaptap record` writes; fetch or record it again if it was cut short".to_owned()
+        }
+        ReportError::SampleIndex(_) => "choose one of those with --sample-index".to_owned(),
+        ReportError::Base(_) => "give two profiles of the same kind".to_owned(),
+        ReportError::File(error) => output(error),
+        ReportError::Flamegraph(_) => "choose values that the profile has with --sample-index".to_owned(),
+        ReportError::Write(_) => "free some disk space, or write somewhere else".to_owned(),
+        ReportError::Recorded(_) => "this is a defect of heaptap: please report it".to_owned(),
+    }
 }
 
 /// An error and what caused it, outermost first.
-pub fn chain<'error>(error: &'error (dyn Error + 'static)) -> impl Iterator<Item = &'error (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
+pub fn chain<'error>(
+    error: &'error (dyn Error + 'static),
+) -> impl Iterator<Item = &'error (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]
@@ -115,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_chain_of_causes_is_walked_to_its_end() {
-        let source = ProcessError::Unreadable { pid: 1, what: "stat", source: io::ErrorKind::PermissionDenied.into() };
+        let source =
+            ProcessError::Unreadable { pid: 1, what: "stat", source: io::ErrorKind::PermissionDenied.into() };
         let texts: Vec<_> = chain(&source).map(ToString::to_string).collect();
         assert_eq!(texts, ["cannot read stat of process 1", "permission denied"]);
     }

@@ -21,7 +21,12 @@ pub(super) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CliErro
     write(&process, &space, &findings, out).map_err(CliError::Stdout)
 }
 
-fn write(process: &Process, space: &AddressSpace, findings: &Findings, out: &mut dyn Write) -> io::Result<()> {
+fn write(
+    process: &Process,
+    space: &AddressSpace,
+    findings: &Findings,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     writeln!(out, "process {} ({}), {}", process.pid(), process.comm(), process.exe().display())?;
     for allocator in &findings.allocators {
         write_allocator(allocator, space, out)?;
@@ -42,7 +47,11 @@ fn write(process: &Process, space: &AddressSpace, findings: &Findings, out: &mut
 fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
     let path = space.modules().get(allocator.module).map_or("?", |module| module.path.as_str());
     writeln!(out, "\nallocator {} in {path}", allocator.name)?;
-    writeln!(out, "  {:<24} {:<12} {:>11} {:<28} why there", "function", "probes", "file offset", "on instruction")?;
+    writeln!(
+        out,
+        "  {:<24} {:<12} {:>11} {:<22} why there",
+        "function", "probes", "file offset", "on instruction"
+    )?;
     for hook in &allocator.hooks {
         let probes = if hook.shape == Shape::Free { "entry" } else { "entry+return" };
         let site = &hook.site;
@@ -51,7 +60,7 @@ fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Wr
             Choice::EntryEmulated | Choice::EntryStepped => site.instruction.clone(),
         };
         let names = hook.names.join(", ");
-        writeln!(out, "  {names:<24} {probes:<12} {:>#11x} {place:<28} {}", site.offset, site.choice.text())?;
+        writeln!(out, "  {names:<24} {probes:<12} {:>#11x} {place:<22} {}", site.offset, site.choice.text())?;
     }
     for (name, reason) in &allocator.unhooked {
         writeln!(out, "  {name:<24} not probed: {reason}")?;

@@ -19,7 +19,9 @@ impl LiveLine {
     pub(super) fn new(is_quiet: bool) -> Self {
         let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(None, target);
-        bar.set_style(ProgressStyle::with_template("{elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template("{elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         Self { bar, last: (Instant::now(), 0) }
     }
 
@@ -31,7 +33,8 @@ impl LiveLine {
     pub(super) fn show(&mut self, vitals: &Vitals) {
         let (then, before) = self.last;
         let now = Instant::now();
-        let allocations = vitals.alloc_objects.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64();
+        let allocations =
+            vitals.alloc_objects.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64();
         self.last = (now, vitals.alloc_objects);
         self.bar.set_message(text(vitals, allocations));
         self.bar.tick();
@@ -44,7 +47,8 @@ impl LiveLine {
 
 fn text(vitals: &Vitals, allocations_per_second: f64) -> String {
     let live = vitals.alloc_objects.saturating_sub(vitals.freed_objects);
-    let losses = if vitals.losses == 0 { String::new() } else { format!(", {} LOST", HumanCount(vitals.losses)) };
+    let losses =
+        if vitals.losses == 0 { String::new() } else { format!(", {} LOST", HumanCount(vitals.losses)) };
     format!(
         "{} allocations/s, {} live in {} blocks, {} stacks{losses}",
         HumanCount(allocations_per_second.round() as u64),

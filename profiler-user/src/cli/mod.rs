@@ -42,9 +42,6 @@ pub fn run(cli: Cli, out: &mut dyn Write) -> Result<Outcome, CliError> {
         Command::Serve(args) => serve::run(&args, diagnostics).map(|()| Outcome::Done),
         Command::Inspect(args) => inspect::run(&args, out).map(|()| Outcome::Done),
         Command::Doctor => doctor::run(out).map(|()| Outcome::Done),
-        Command::Report(args) => Ok(match report::run(&args, out)? {
-            report::Outcome::Shown => Outcome::Done,
-            report::Outcome::Empty => Outcome::NothingToShow,
-        }),
+        Command::Report(args) => Ok(report::run(&args, out)?),
     }
 }

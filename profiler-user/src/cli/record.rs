@@ -30,7 +30,8 @@ const ROWS: usize = 15;
 /// Records until something ends it, and writes what was counted.
 pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> Result<Outcome, CliError> {
     doctor::require_all()?;
-    let held = args.command.split_first().map(|(program, arguments)| hold(args, program, arguments)).transpose()?;
+    let held =
+        args.command.split_first().map(|(program, arguments)| hold(args, program, arguments)).transpose()?;
     let pid = held.as_ref().map_or_else(|| args.pid.unwrap_or_default(), Held::pid);
     let (session, output, child) = match prepare(args, pid, diagnostics) {
         Ok((session, output)) => (session, output, held.map(Held::release).transpose()?),
@@ -45,7 +46,11 @@ pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> 
     finish(args, &session, output, child, out)
 }
 
-fn hold(args: &RecordArgs, program: &std::ffi::OsString, arguments: &[std::ffi::OsString]) -> Result<Held, CliError> {
+fn hold(
+    args: &RecordArgs,
+    program: &std::ffi::OsString,
+    arguments: &[std::ffi::OsString],
+) -> Result<Held, CliError> {
     let identity = if args.as_root { None } else { Identity::behind_sudo()? };
     if let (Some(identity), false) = (&identity, args.quiet) {
         say(&format!("starting {} as {}", program.to_string_lossy(), identity.name()));
@@ -67,7 +72,9 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
     let mut interrupts = Interrupts::listen()?;
     let process = session.process();
     // For people and for scripts that wait for it: the probes are in.
-    let until = args.duration.map_or("until Ctrl-C".to_owned(), |time| format!("for {}", humantime::format_duration(time)));
+    let until = args
+        .duration
+        .map_or("until Ctrl-C".to_owned(), |time| format!("for {}", humantime::format_duration(time)));
     say(&format!("recording {} (pid {}), {}, {until}", process.comm(), process.pid(), session.probed()));
     let mut live = LiveLine::new(args.quiet);
     let mut ticks = tokio::time::interval(INTERVAL);
@@ -124,10 +131,17 @@ fn finish(
     if !args.quiet {
         say_what_became_of(child);
         say(&format!("wrote {}{}", path.display(), stacks(&heap)));
-        say(&format!("open it with `heaptap report {0} --lines` or `go tool pprof -http=: {0}`", path.display()));
+        say(&format!(
+            "open it with `heaptap report {0} --lines` or `go tool pprof -http=: {0}`",
+            path.display()
+        ));
     }
     if heap.entries.is_empty() {
-        say(&format!("{} were probed, and not one allocated in {}", session.probed(), humantime::format_duration(round(heap.duration))));
+        say(&format!(
+            "{} were probed, and not one allocated in {}",
+            session.probed(),
+            humantime::format_duration(round(heap.duration))
+        ));
         say(&format!("hint: record for longer; `heaptap inspect --pid {}` shows what is probed", heap.pid));
         return Ok(Outcome::NothingToShow);
     }

@@ -31,7 +31,11 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     runtime()?.block_on(attend(args, &session, socket))
 }
 
-async fn attend(args: &ServeArgs, session: &Arc<Session>, socket: std::net::TcpListener) -> Result<(), CliError> {
+async fn attend(
+    args: &ServeArgs,
+    session: &Arc<Session>,
+    socket: std::net::TcpListener,
+) -> Result<(), CliError> {
     let failed = |source| CliError::Listen { listen: args.listen, source };
     let mut interrupts = Interrupts::listen()?;
     let listener = tokio::net::TcpListener::from_std(socket).map_err(failed)?;

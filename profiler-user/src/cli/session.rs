@@ -43,11 +43,17 @@ pub(super) enum End {
 
 impl Session {
     /// Attaches to a process and begins to count.
-    pub(super) fn start(process: Process, capacities: &Capacities, diagnostics: bool) -> Result<Self, CliError> {
+    pub(super) fn start(
+        process: Process,
+        capacities: &Capacities,
+        diagnostics: bool,
+    ) -> Result<Self, CliError> {
         let pid = process.pid();
         let (send, notices) = mpsc::unbounded_channel();
         // A receiver that is gone no longer wants to know.
-        let on_notice = move |notice| drop(send.send(notice));
+        let on_notice = move |notice| {
+            let _ = send.send(notice);
+        };
         let recording =
             Recording::start(process, capacities, diagnostics, on_notice).map_err(CliError::record(pid))?;
         Ok(Self { recording, names: Mutex::default(), notices: tokio::sync::Mutex::new(notices) })
@@ -73,12 +79,15 @@ impl Session {
     /// Waits until the process has ended or replaced its program.
     pub(super) async fn over(&self) -> Result<End, CliError> {
         let failed = |source| CliError::Runtime { what: "the wait for the process's end", source };
-        let pidfd = AsyncFd::with_interest(self.process().as_fd(), Interest::READABLE).map_err(failed)?;
+        let pidfd = self.process().as_fd();
+        // SAFETY: the pidfd stays open for as long as `self` is borrowed, which is longer than this lives.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        let pidfd = pidfd.map_err(|error| failed(error.into()))?;
         let mut notices = self.notices.lock().await;
         loop {
             tokio::select! {
                 ready = pidfd.readable() => {
-                    ready.map_err(failed)?;
+                    ready.map_err(failed)?.retain_ready();
                     return Ok(End::Exited);
                 }
                 Some(notice) = notices.recv() => match notice {

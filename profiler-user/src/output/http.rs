@@ -27,7 +27,11 @@ struct Served {
 /// # Errors
 ///
 /// Fails if connections cannot be accepted any more.
-pub async fn serve(listener: tokio::net::TcpListener, title: String, source: Arc<dyn HeapSource>) -> io::Result<()> {
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    title: String,
+    source: Arc<dyn HeapSource>,
+) -> io::Result<()> {
     axum::serve(listener, router(title, source)).await
 }
 

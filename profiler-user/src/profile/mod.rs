@@ -30,6 +30,8 @@ pub mod prune;
 
 pub mod diff;
 
+mod changes;
+
 pub mod view;
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::profile::{checked::CheckedProfile, frame::Frame};
 
-/// Calls below this part of the total do not decide whether a function counts as inlined.
+/// Calls below this part of the total do not decide whether a function counts as inlined, unless
+/// nothing is left out.
 const EDGE_FRACTION: f64 = 0.001;
 
 /// What is left out of a view.
@@ -98,7 +99,8 @@ pub fn top(profile: &CheckedProfile, sample_index: usize, granularity: Granulari
         graph = build(Some(&order.iter().copied().collect()));
     }
 
-    let inlined = inlined(&graph, cutoff(flat_sum, EDGE_FRACTION));
+    let edge_fraction = EDGE_FRACTION.min(cut.min_fraction);
+    let inlined = inlined(&graph, cutoff(flat_sum, edge_fraction));
     let rows = order.iter().filter_map(|frame| {
         let Node { flat, cum } = *graph.nodes.get(frame)?;
         let inlined = inlined.get(frame).copied().unwrap_or(Inlined::Never);

@@ -176,6 +176,8 @@ mod tests {
     #[test]
     fn a_very_deep_stack_is_no_danger() {
         let stack = vec!["f"; 100_000].join(";");
-        assert_eq!(lines(&[(stack.as_str(), 1)], 0.0).len(), 100_000);
+        let profile = fixture::stacks(&[(stack.as_str(), 1)]);
+        let tree = CallTree::new(&profile, 0, Granularity::Functions);
+        assert_eq!(tree.lines(&profile, 0.0).len(), 100_000);
     }
 }
