@@ -49,7 +49,8 @@ static KEEP size_t write_metrics(char *body, size_t capacity, const char *target
     for (int index = 0; index < SERIES; index++)
         length += (size_t)snprintf(body + length, capacity - length,
                                    "http_request_duration_seconds_count"
-                                   "{instance=\"%s\",method=\"GET\",path=\"/v1/customers/invoices/items/%d\"} %lu\n",
+                                   "{instance=\"%s\",method=\"GET\","
+                                   "path=\"/v1/customers/invoices/items/%d\"} %lu\n",
                                    target, index, ticks * 7 + (unsigned long)index);
     return length;
 }

@@ -59,7 +59,8 @@ mod tests {
     #[test]
     fn rows_follow_the_head_of_the_table() {
         let report = "Type: inuse_space\nShowing nodes accounting for 30B, 100% of 30B total\n      \
-                      flat  flat%   sum%        cum   cum%\n       20B 66.67% 66.67%        30B   100%  a b (inline)\n";
+                      flat  flat%   sum%        cum   cum%\n       \
+                      20B 66.67% 66.67%        30B   100%  a b (inline)\n";
         let row = Row { flat: "20B".to_owned(), cum: "30B".to_owned(), function: "a b (inline)".to_owned() };
         assert_eq!(rows(report), [row]);
     }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// How long a test waits for anything. Generous: a probe on every call makes guests slow, and machines are shared.
+/// How long a test waits for anything.
+///
+/// Generous: a probe on every call makes guests slow, and machines are shared.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A child that is killed when the test is done with it, however that comes.

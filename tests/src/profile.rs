@@ -130,12 +130,18 @@ impl Profile {
     #[track_caller]
     pub fn read(path: &Path) -> Self {
         let compressed = fs::read(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+        Self::decode(&compressed, &path.display().to_string())
+    }
+
+    /// Reads a gzip-compressed profile from memory; `what` it is goes into messages.
+    #[track_caller]
+    pub fn decode(compressed: &[u8], what: &str) -> Self {
         let mut bytes = Vec::new();
-        GzDecoder::new(compressed.as_slice())
+        GzDecoder::new(compressed)
             .read_to_end(&mut bytes)
-            .unwrap_or_else(|err| panic!("{} is not gzip: {err}", path.display()));
+            .unwrap_or_else(|err| panic!("{what} is not gzip: {err}"));
         let raw = proto::Profile::decode(bytes.as_slice())
-            .unwrap_or_else(|err| panic!("{} is not a profile: {err}", path.display()));
+            .unwrap_or_else(|err| panic!("{what} is not a profile: {err}"));
         Self::from_raw(&raw)
     }
 
