@@ -1,1 +1,23 @@
 //! Running guests under heaptap and comparing its profiles with their ledgers.
+//!
+//! A guest ([`guest`]) is a small program that counts its own allocations. A test starts one, attaches
+//! heaptap ([`heaptap`]), has the guest allocate, reads the profile ([`profile`]) and compares it with what
+//! the guest says ([`ledger`]). heaptap needs root, and everything here panics: it is called from tests only.
+
+pub mod compile;
+
+pub mod guest;
+
+pub mod process;
+
+pub mod heaptap;
+
+pub mod http;
+
+pub mod text;
+
+pub mod profile;
+
+pub mod ledger;
+
+pub mod pprof;

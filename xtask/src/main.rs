@@ -1,3 +1,41 @@
 //! Every developer command of heaptap, as `cargo xtask …`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer command talks to people")]
 
-fn main() {}
+mod demo;
+mod packages;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of heaptap.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find the leak of a sample service: builds heaptap, starts the service, attaches for ten seconds
+    Demo,
+    /// Run every test: unit tests, and as root the tests against real processes and the running kernel
+    Test,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test => test::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("xtask: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The `heaptap` command, as a user runs it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+use rustix::process::{Signal, geteuid};
+use tempfile::TempDir;
+
+use crate::compile::target_dir;
+use crate::process::{Lines, Process};
+use crate::profile::Profile;
+
+/// The binary: `HEAPTAP_BIN`, or the one that cargo built last beside the tests.
+pub fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("HEAPTAP_BIN") {
+        return path.into();
+    }
+    let built = ["debug", "release"].map(|profile| target_dir().join(profile).join("heaptap"));
+    let newest = built
+        .iter()
+        .filter_map(|path| Some((fs::metadata(path).ok()?.modified().ok()?, path)))
+        .max()
+        .map(|(_, path)| path.clone());
+    newest.unwrap_or_else(|| panic!("no heaptap at {built:?}: run `cargo xtask test`, or set HEAPTAP_BIN"))
+}
+
+/// The command, ready for arguments. Panics without root, which every caller needs.
+pub fn command() -> Command {
+    assert!(
+        geteuid().is_root(),
+        "the kernel tests load BPF programs and need root: run `sudo cargo xtask test`, \
+         or `cargo test` for the tests that do not"
+    );
+    let mut command = Command::new(binary());
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What a command that has ended left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Panics unless this is how expected failures look: exit code 2, a message about `what`, a next step.
+    #[track_caller]
+    pub fn assert_refused(&self, what: &str) {
+        let message = self.stderr.lines().any(|line| line.starts_with("heaptap: ") && line.contains(what));
+        let hint = self.stderr.lines().any(|line| line.starts_with("hint: "));
+        assert!(
+            self.code == Some(2) && message && hint,
+            "wanted exit code 2, `heaptap: …{what}…` and `hint: …`, got {self:#?}"
+        );
+        self.assert_no_panic();
+    }
+
+    /// Panics unless the command ended well.
+    #[track_caller]
+    pub fn assert_success(&self) {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self.assert_no_panic();
+    }
+
+    /// Panics where the command panicked.
+    #[track_caller]
+    pub fn assert_no_panic(&self) {
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+    }
+}
+
+/// Runs `heaptap ARGUMENTS` to its end.
+pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Outcome {
+    let mut command = command();
+    command.args(arguments);
+    run_command(command)
+}
+
+/// Runs a command, perhaps a changed one, to its end.
+pub fn run_command(command: Command) -> Outcome {
+    Running::start(command).wait()
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub struct Running {
+    process: Process,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Running {
+    /// Starts a command.
+    pub fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process::spawn(command);
+        let child = process.child();
+        let stdout = Lines::of(child.stdout.take().expect("stdout is piped"));
+        let stderr = Lines::of(child.stderr.take().expect("stderr is piped"));
+        Self { process, stdout, stderr }
+    }
+
+    /// Waits for a line on standard error that begins so.
+    pub fn stderr_line(&mut self, beginning: &str) -> String {
+        self.stderr
+            .find(format_args!("`{beginning}` on heaptap's stderr"), |line| line.starts_with(beginning))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> Outcome {
+        let status = self.process.wait();
+        Outcome {
+            code: status.code(),
+            stdout: self.stdout.all("end of stdout"),
+            stderr: self.stderr.all("end of stderr"),
+        }
+    }
+}
+
+/// A `heaptap record` under way, its probes in place.
+#[derive(Debug)]
+pub struct Recording {
+    running: Running,
+    folder: TempDir,
+}
+
+impl Recording {
+    /// Attaches to a process.
+    pub fn attach(pid: u32) -> Self {
+        Self::attach_with(pid, &[])
+    }
+
+    /// Attaches to a process, with more options.
+    pub fn attach_with(pid: u32, options: &[&str]) -> Self {
+        let pid = pid.to_string();
+        let target = ["--pid", &pid];
+        Self::start(&[&target, options].concat())
+    }
+
+    /// Starts `heaptap record OPTIONS` with an output file, and waits until the probes are in.
+    pub fn start(options: &[&str]) -> Self {
+        let mut recording = Self::start_early(options);
+        recording.running.stderr_line("heaptap: recording");
+        recording
+    }
+
+    /// The same without waiting.
+    pub fn start_early(options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the profile");
+        let mut command = command();
+        command.args(["record", "--exact", "--output"]).arg(profile_in(&folder)).args(options);
+        Self { running: Running::start(command), folder }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
+    /// Stops it as Ctrl-C does, and reads what it wrote.
+    pub fn finish(self) -> Recorded {
+        self.signal(Signal::INT);
+        self.wait()
+    }
+
+    /// Waits until it stops by itself, and reads what it wrote.
+    pub fn wait(self) -> Recorded {
+        let outcome = self.running.wait();
+        Recorded { outcome, path: profile_in(&self.folder), _folder: self.folder }
+    }
+}
+
+fn profile_in(folder: &TempDir) -> PathBuf {
+    folder.path().join("heap.pb.gz")
+}
+
+/// A recording that has ended.
+#[derive(Debug)]
+pub struct Recorded {
+    /// How heaptap ended, and what it said.
+    pub outcome: Outcome,
+    /// Where the profile is, as long as this lives.
+    pub path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Recorded {
+    /// The profile; panics unless the recording ended well and wrote one.
+    #[track_caller]
+    pub fn profile(&self) -> Profile {
+        self.outcome.assert_success();
+        Profile::read(&self.path)
+    }
+
+    /// The profile's file as an argument.
+    pub fn file(&self) -> &str {
+        path_str(&self.path)
+    }
+}
+
+/// A path as text; the tests make no others.
+pub fn path_str(path: &Path) -> &str {
+    path.to_str().expect("a path of ours is UTF-8")
+}

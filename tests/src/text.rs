@@ -1,0 +1,87 @@
+//! Whether a process's machine code is what its files say, which it is not while it has a probe.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+/// The addresses at which the code of a process differs from the files that it was mapped from.
+///
+/// A uprobe is a breakpoint instruction in the process's own copy of the page.
+pub fn changed_text(pid: u32) -> Vec<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
+        .unwrap_or_else(|err| panic!("cannot read the maps of {pid}: {err}"));
+    maps.lines().filter_map(Mapping::parse).flat_map(|mapping| mapping.changes(pid)).collect()
+}
+
+/// An executable mapping of a file.
+struct Mapping<'a> {
+    range: &'a str,
+    start: u64,
+    end: u64,
+    offset: u64,
+    path: &'a str,
+}
+
+impl<'a> Mapping<'a> {
+    /// Reads `55d0-55d4 r-xp 00001000 fe:01 123   /usr/bin/x`; `None` for any other kind of mapping.
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, access, offset) = (fields.next()?, fields.next()?, fields.next()?);
+        let path = fields.nth(2).filter(|path| path.starts_with('/') && access.contains('x'))?;
+        let (start, end) = range.split_once('-')?;
+        let hex = |digits| u64::from_str_radix(digits, 16).ok();
+        Some(Self { range, start: hex(start)?, end: hex(end)?, offset: hex(offset)?, path })
+    }
+
+    fn changes(&self, pid: u32) -> Vec<String> {
+        let length = usize::try_from(self.end - self.start).expect("a mapping fits in memory");
+        let memory = read_at(&format!("/proc/{pid}/mem"), self.start, length);
+        // A file's last page is mapped whole; what is past the end of the file is zero.
+        let file = read_at(&format!("/proc/{pid}/map_files/{}", self.range), self.offset, length);
+        memory
+            .iter()
+            .zip(&file)
+            .enumerate()
+            .filter(|(_, (now, was))| now != was)
+            .map(|(at, (now, was))| {
+                format!("{}+{:#x}: {was:#04x} became {now:#04x}", self.path, self.offset + at as u64)
+            })
+            .collect()
+    }
+}
+
+/// Up to `length` bytes.
+fn read_at(path: &str, offset: u64, length: usize) -> Vec<u8> {
+    let file = File::open(path).unwrap_or_else(|err| panic!("{path}: {err}"));
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(err) => panic!("{path} at {offset:#x}: {err}"),
+        }
+    }
+    bytes.truncate(filled);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_executable_mappings_of_files_are_compared() {
+        let line = "7f2a-7f2c r-xp 00001000 fe:01 123   /usr/lib/libc.so.6";
+        let mapping = Mapping::parse(line).expect("a mapping of code");
+        assert_eq!((mapping.start, mapping.end, mapping.offset), (0x7f2a, 0x7f2c, 0x1000));
+        assert_eq!(mapping.path, "/usr/lib/libc.so.6");
+        assert!(Mapping::parse("7f2a-7f2c rw-p 00001000 fe:01 123   /usr/lib/libc.so.6").is_none());
+        assert!(Mapping::parse("7ffe-7fff r-xp 00000000 00:00 0   [vdso]").is_none());
+        assert!(Mapping::parse("7ffe-7fff r-xp 00000000 00:00 0").is_none());
+    }
+
+    #[test]
+    fn a_test_has_no_probes() {
+        assert_eq!(changed_text(std::process::id()), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,186 @@
+//! Beginnings and ends: of the target, of the recording, of several recordings, of heaptap itself.
+
+use std::os::unix::process::ExitStatusExt;
+
+use heaptap_tests::guest::Guest;
+use heaptap_tests::heaptap::Recording;
+use heaptap_tests::text::changed_text;
+use rustix::process::Signal;
+
+/// Records a guest that ends by itself; everything up to then is in the profile.
+#[track_caller]
+fn record_to_the_end(how: &str) {
+    let mut guest = Guest::start("ends");
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    let ledger = guest.ledger();
+    guest.send(&format!("end {how}"));
+    let status = guest.wait();
+    match how {
+        "abort" => assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}"),
+        "kill" => assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}"),
+        _ => assert!(status.success(), "{status}"),
+    }
+    ledger.assert_equals(&recording.wait().profile());
+}
+
+#[test]
+fn a_target_that_returns_from_main_ends_the_recording() {
+    record_to_the_end("return");
+}
+
+#[test]
+fn a_target_that_skips_its_exit_handlers_ends_the_recording() {
+    record_to_the_end("_exit");
+}
+
+#[test]
+fn a_target_that_aborts_ends_the_recording() {
+    record_to_the_end("abort");
+}
+
+#[test]
+fn a_target_that_is_killed_ends_the_recording() {
+    record_to_the_end("kill");
+}
+
+#[test]
+fn a_target_killed_at_work_leaves_a_profile() {
+    let mut guest = Guest::start("churn");
+    let recording = Recording::attach(guest.pid());
+    guest.command("start");
+    guest.command("advance 5000");
+    guest.signal(Signal::KILL);
+    assert_eq!(guest.wait().signal(), Some(Signal::KILL.as_raw()));
+    let profile = recording.wait().profile();
+    let named = profile.stacks.iter().any(|stack| stack.functions.iter().any(|name| name == "churn_malloc"));
+    assert!(named, "no stack names the site: {:#?}", profile.stacks);
+}
+
+#[test]
+fn sigterm_finishes_and_writes_like_ctrl_c() {
+    let mut guest = Guest::start("every-function");
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    let ledger = guest.ledger();
+    recording.signal(Signal::TERM);
+    ledger.assert_equals(&recording.wait().profile());
+    guest.exit();
+}
+
+#[test]
+fn a_recording_ends_after_its_duration() {
+    let mut guest = Guest::start("every-function");
+    let recording = Recording::attach_with(guest.pid(), &["--duration", "3s"]);
+    guest.command("run");
+    let ledger = guest.ledger();
+    let profile = recording.wait().profile();
+    let seen = ledger.of_profile(&profile).total();
+    // On a machine that is very busy the time may be over before the guest is.
+    assert!(seen.alloc_objects > 0 && seen.alloc_objects <= ledger.total().alloc_objects, "{seen}");
+    guest.exit();
+}
+
+#[test]
+fn a_second_recording_counts_from_its_own_beginning() {
+    let mut guest = Guest::start("every-function");
+    let first = Recording::attach(guest.pid());
+    guest.command("run");
+    let before = guest.ledger();
+    before.assert_equals(&first.finish().profile());
+
+    guest.command("run");
+    let unwatched = guest.ledger();
+    let second = Recording::attach(guest.pid());
+    guest.command("run");
+    let ledger = guest.ledger();
+    ledger.since(&unwatched).assert_equals(&second.finish().profile());
+    guest.exit();
+}
+
+#[test]
+fn two_recordings_of_one_target_both_see_everything() {
+    let mut guest = Guest::start("every-function");
+    let first = Recording::attach(guest.pid());
+    let second = Recording::attach(guest.pid());
+    guest.command("run");
+    let once = guest.ledger();
+    once.assert_equals(&first.finish().profile());
+    // The first has taken its probes out, and the second goes on.
+    guest.command("run");
+    let twice = guest.ledger();
+    twice.assert_equals(&second.finish().profile());
+    guest.exit();
+}
+
+#[test]
+fn a_child_process_is_not_the_target() {
+    let mut guest = Guest::start("fork");
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    let ledger = guest.ledger();
+    let profile = recording.finish().profile();
+    ledger.assert_equals(&profile);
+    let child = profile.stacks.iter().find(|stack| stack.functions.iter().any(|name| name == "child_malloc"));
+    assert!(child.is_none(), "the child's allocations are in the profile: {child:?}");
+    guest.exit();
+}
+
+#[test]
+fn probes_are_in_the_code_during_a_recording_and_gone_after_it() {
+    let mut guest = Guest::start("every-function");
+    assert_eq!(changed_text(guest.pid()), Vec::<String>::new(), "before");
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    assert!(!changed_text(guest.pid()).is_empty(), "a recording without a probe");
+    recording.finish().outcome.assert_success();
+    assert_eq!(changed_text(guest.pid()), Vec::<String>::new(), "after");
+    guest.exit();
+}
+
+/// Without probes in its code the guest runs at the speed that it had; its blocks' contents it checks itself.
+#[test]
+fn a_target_outlives_a_killed_recorder_without_a_trace() {
+    let mut guest = Guest::start("churn");
+    guest.command("start");
+    let recording = Recording::attach(guest.pid());
+    guest.command("advance 10000");
+    recording.signal(Signal::KILL);
+    let ended = recording.wait();
+    assert_eq!(ended.outcome.code, None, "{ended:#?}");
+
+    let mut left = changed_text(guest.pid());
+    // The kernel takes probes out when the last descriptor goes, which may be after the process has.
+    for _ in 0..100 {
+        if left.is_empty() {
+            break;
+        }
+        guest.command("advance 1000");
+        left = changed_text(guest.pid());
+    }
+    assert_eq!(left, Vec::<String>::new(), "probes are left in the target");
+
+    let before = guest.number("iterations");
+    guest.command("advance 100000");
+    let after = guest.number("iterations");
+    assert!(after >= before + 100_000, "{before} rounds, then {after}");
+    assert_eq!(guest.command("stop"), Vec::<String>::new());
+    guest.ledger();
+    guest.exit();
+}
+
+#[test]
+fn a_target_whose_recorder_was_killed_can_be_recorded_again() {
+    let mut guest = Guest::start("every-function");
+    let killed = Recording::attach(guest.pid());
+    guest.command("run");
+    killed.signal(Signal::KILL);
+    killed.wait();
+
+    let unwatched = guest.ledger();
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    let ledger = guest.ledger();
+    ledger.since(&unwatched).assert_equals(&recording.finish().profile());
+    guest.exit();
+}

@@ -1,0 +1,106 @@
+//! The programs and headers that a command needs from the system, by their Debian packages.
+
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Result, bail};
+
+use crate::workspace::{is_root, run};
+
+/// Something that has to be installed.
+#[derive(Debug)]
+pub(crate) struct Need {
+    /// How to tell that it is there.
+    sign: Sign,
+    package: &'static str,
+    /// What for, in the message to who has to install it.
+    purpose: &'static str,
+}
+
+#[derive(Debug)]
+enum Sign {
+    /// A program on `PATH`.
+    Program(&'static str),
+    /// A file.
+    File(&'static str),
+}
+
+/// The C compiler.
+pub(crate) const CC: Need =
+    Need { sign: Sign::Program("cc"), package: "gcc", purpose: "compiles the sample programs" };
+
+/// The C library's headers, which Debian's gcc only recommends.
+pub(crate) const LIBC_HEADERS: Need = Need {
+    sign: Sign::File("/usr/include/stdlib.h"),
+    package: "libc6-dev",
+    purpose: "compiles the sample programs",
+};
+
+/// The C++ compiler with its library.
+pub(crate) const CXX: Need =
+    Need { sign: Sign::Program("c++"), package: "g++", purpose: "compiles the tests' C++ program" };
+
+/// Go, for its pprof.
+pub(crate) const GO: Need = Need {
+    sign: Sign::Program("go"),
+    package: "golang-go",
+    purpose: "reads profiles with the real `go tool pprof`",
+};
+
+impl Need {
+    fn is_there(&self) -> bool {
+        match self.sign {
+            Sign::Program(name) => is_on_path(name),
+            Sign::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+fn is_on_path(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| fs::metadata(folder.join(name)).is_ok_and(|file| file.is_file()))
+}
+
+/// Installs what is missing, where we are root and have apt-get; otherwise names it.
+pub(crate) fn ensure_installed(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_there()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for Need { package, purpose, .. } in &missing {
+        eprintln!("xtask: package `{package}` is missing; it {purpose}");
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    if !is_on_path("apt-get") {
+        bail!("install what Debian calls `{}`, then run this again", packages.join(" "));
+    }
+    if !is_root() {
+        bail!("run `sudo apt-get install {}`, then this again", packages.join(" "));
+    }
+    install(&packages)?;
+    match missing.iter().find(|need| !need.is_there()) {
+        Some(need) => bail!("package `{}` is installed, and still there is no {:?}", need.package, need.sign),
+        None => Ok(()),
+    }
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    // A machine that has never been updated, as a fresh container, knows no package at all.
+    let install = || {
+        let mut command = apt_get();
+        command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+        run(&mut command)
+    };
+    if install().is_ok() {
+        return Ok(());
+    }
+    run(apt_get().arg("update"))?;
+    install()
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.arg("--quiet").env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}

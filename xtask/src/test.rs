@@ -1,0 +1,124 @@
+//! `cargo xtask test`: everything that can be tested here, and one summary at the end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS};
+use crate::workspace::{self, cargo, is_root, target_dir};
+
+/// What one run of `cargo test` came to.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    took: Duration,
+    /// Whether cargo itself was content; it is not when a test does not compile.
+    success: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run() -> Result<()> {
+    packages::ensure_installed(&[CC, LIBC_HEADERS, CXX, GO])?;
+
+    // Cargo builds a binary for the tests of its own package only.
+    workspace::run(cargo()?.args(["build", "--package", "profiler-user", "--bin", "heaptap"]))?;
+    let heaptap = target_dir()?.join("debug/heaptap");
+    ensure!(heaptap.exists(), "cargo has built heaptap, but not at {}", heaptap.display());
+
+    let mut suites = Vec::new();
+    let mut units = cargo()?;
+    units.args(["test", "--no-fail-fast", "--workspace", "--exclude", "heaptap-tests"]);
+    suites.push(("unit", Some(tally(units)?)));
+
+    let mut kernel = cargo()?;
+    // One at a time: each test has probes in the libc that all of them run on.
+    kernel.args(["test", "--no-fail-fast", "--package", "heaptap-tests", "--", "--test-threads=1"]);
+    kernel.env("HEAPTAP_BIN", &heaptap);
+    suites.push(("kernel", if is_root() { Some(tally(kernel)?) } else { None }));
+
+    summarise(&suites)
+}
+
+/// Runs `cargo test`, passes its output on, and adds up the results of its test binaries.
+fn tally(mut command: Command) -> Result<Tally> {
+    let what = format!("{command:?}");
+    let started = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {what}"))?;
+    let stdout = child.stdout.take().context("stdout is piped")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.with_context(|| format!("cannot read the output of {what}"))?;
+        println!("{line}");
+        tally.add(&line);
+    }
+    tally.success = child.wait().with_context(|| format!("cannot wait for {what}"))?.success();
+    tally.took = started.elapsed();
+    Ok(tally)
+}
+
+impl Tally {
+    /// Takes in `test result: ok. 6 passed; 0 failed; 0 ignored; …`, and no other line.
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+            return;
+        };
+        for count in counts.1.split("; ") {
+            match count.split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                Some((number, "ignored")) => self.ignored += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Prints a line for each suite; an error unless all of them ran and passed.
+fn summarise(suites: &[(&str, Option<Tally>)]) -> Result<()> {
+    println!();
+    let mut failing = Vec::new();
+    let mut missing = Vec::new();
+    for (name, tally) in suites {
+        let Some(Tally { passed, failed, ignored, took, success }) = tally else {
+            println!("{name:<8} not run");
+            missing.push(*name);
+            continue;
+        };
+        let seconds = took.as_secs();
+        println!("{name:<8} {passed} passed, {failed} failed, {ignored} ignored in {seconds} s");
+        if !success {
+            failing.push(*name);
+        }
+    }
+    if !failing.is_empty() {
+        bail!("failed: {}", failing.join(", "));
+    }
+    if !missing.is_empty() {
+        bail!(
+            "not run: {}: it loads BPF programs and needs root: `sudo cargo xtask test`",
+            missing.join(", ")
+        );
+    }
+    println!("all tests passed");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_binaries_are_added_up() {
+        let mut tally = Tally::default();
+        tally.add("running 3 tests");
+        tally.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.08s",
+        );
+        tally.add("test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (7, 2, 1));
+    }
+}
