@@ -1,0 +1,195 @@
+//! What a process has mapped: its executable ranges, with the files behind them held open.
+//!
+//! A file that is held can still be read after the process has ended, or has replaced or deleted it.
+
+use std::{collections::HashMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc};
+
+use procfs::process::{MMPermissions, MMapPath};
+
+use super::{
+    elf,
+    process::{ProcessError, live_thread, proc_error},
+};
+
+/// A file that is mapped executable.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// The file's name, as the process's mount namespace has it.
+    pub path: String,
+    /// The file, opened through the mapping itself; `None` where that was refused.
+    pub file: Option<Arc<File>>,
+    /// The build id that the linker left in it.
+    pub build_id: Option<Vec<u8>>,
+}
+
+/// A range of addresses that is mapped executable.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Offset in the file of the first address, in bytes.
+    pub offset: u64,
+    /// What is mapped.
+    pub content: Content,
+}
+
+/// What is mapped in a range.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A file, by its place in [`AddressSpace::modules`].
+    Module(usize),
+    /// Code that no file stands for, by the kernel's name for it, such as `[vdso]`; empty for anonymous memory.
+    Unnamed(String),
+}
+
+/// Every executable range that a process was ever seen to have, and the files behind them.
+///
+/// Ranges are never taken away: a stack refers to the range that it was found in.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    modules: Vec<Module>,
+    by_inode: HashMap<(i32, i32, u64), usize>,
+    ranges: Vec<Range>,
+    /// The ranges mapped at the last look, as places in `ranges`, by rising address.
+    current: Vec<usize>,
+    trampoline: Option<u64>,
+}
+
+impl Module {
+    /// A path that leads to the held file for as long as it is held, to be used by this process only.
+    pub fn held_path(&self) -> Option<PathBuf> {
+        Some(PathBuf::from(format!("/proc/self/fd/{}", self.file.as_ref()?.as_raw_fd())))
+    }
+}
+
+impl AddressSpace {
+    /// Looks at the process's mappings; what was seen before stays.
+    pub fn refresh(&mut self, pid: u32) -> Result<(), ProcessError> {
+        let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
+        let number = i32::try_from(thread).map_err(|_| ProcessError::NotFound { pid })?;
+        let maps = procfs::process::Process::new(number)
+            .and_then(|entry| entry.maps())
+            .map_err(|error| proc_error(pid, "its mappings (/proc/PID/maps)", error))?;
+        if maps.0.is_empty() {
+            return Err(ProcessError::Gone { pid });
+        }
+        let mut current = Vec::new();
+        for map in &maps.0 {
+            let (start, end) = map.address;
+            if !map.perms.contains(MMPermissions::EXECUTE) {
+                continue;
+            }
+            if matches!(&map.pathname, MMapPath::Other(name) if name == "uprobes") {
+                self.trampoline = Some(start);
+            }
+            let known = self.current.iter().copied().find(|&index| {
+                self.ranges.get(index).is_some_and(|range| {
+                    (range.start, range.end, range.offset) == (start, end, map.offset)
+                        && self.is_same_file(range, (map.dev.0, map.dev.1, map.inode))
+                })
+            });
+            let index = match known {
+                Some(index) => index,
+                None => {
+                    let content = match (&map.pathname, map.inode) {
+                        (MMapPath::Path(path), 1..) => Content::Module(self.module(thread, map, path)),
+                        (name, _) => Content::Unnamed(unnamed(name)),
+                    };
+                    self.ranges.push(Range { start, end, offset: map.offset, content });
+                    self.ranges.len() - 1
+                }
+            };
+            current.push(index);
+        }
+        self.current = current;
+        Ok(())
+    }
+
+    /// The mapped files, in the order in which they were first seen; the first is not always the executable.
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// Every range ever seen.
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// The ranges that were mapped at the last look, by rising address.
+    pub fn current(&self) -> impl Iterator<Item = &Range> {
+        self.current.iter().filter_map(|&index| self.ranges.get(index))
+    }
+
+    /// The place in [`AddressSpace::ranges`] of the range that `address` lay in at the last look.
+    pub fn find(&self, address: u64) -> Option<usize> {
+        let start = |&index: &usize| self.ranges.get(index).map_or(0, |range| range.start);
+        let after = self.current.partition_point(|index| start(index) <= address);
+        let index = *self.current.get(after.checked_sub(1)?)?;
+        (address < self.ranges.get(index)?.end).then_some(index)
+    }
+
+    /// Start of the page to which the kernel makes hijacked return addresses point, once there is one.
+    pub const fn trampoline(&self) -> Option<u64> {
+        self.trampoline
+    }
+
+    fn is_same_file(&self, range: &Range, inode: (i32, i32, u64)) -> bool {
+        match range.content {
+            Content::Module(module) => self.by_inode.get(&inode) == Some(&module),
+            Content::Unnamed(_) => inode.2 == 0,
+        }
+    }
+
+    fn module(&mut self, thread: u32, map: &procfs::process::MemoryMap, path: &std::path::Path) -> usize {
+        let inode = (map.dev.0, map.dev.1, map.inode);
+        if let Some(&module) = self.by_inode.get(&inode) {
+            return module;
+        }
+        let (start, end) = map.address;
+        // The link leads to the mapped file itself (proc(5), `/proc/pid/map_files`), whatever its name means by now
+        // and in whichever namespace.
+        let file = File::open(format!("/proc/{thread}/map_files/{start:x}-{end:x}")).ok().map(Arc::new);
+        let build_id = file.as_deref().and_then(|file| elf::build_id(file).ok().flatten());
+        let path = path.to_string_lossy();
+        let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
+        self.modules.push(Module { path, file, build_id });
+        self.by_inode.insert(inode, self.modules.len() - 1);
+        self.modules.len() - 1
+    }
+}
+
+fn unnamed(name: &MMapPath) -> String {
+    match name {
+        MMapPath::Vdso => "[vdso]".to_owned(),
+        MMapPath::Vsyscall => "[vsyscall]".to_owned(),
+        MMapPath::Stack | MMapPath::TStack(_) => "[stack]".to_owned(),
+        MMapPath::Heap => "[heap]".to_owned(),
+        MMapPath::Path(path) => path.to_string_lossy().into_owned(),
+        MMapPath::Other(other) => format!("[{other}]"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_code_is_found_in_our_executable_and_looking_again_changes_nothing() {
+        let mut space = AddressSpace::default();
+        space.refresh(std::process::id()).unwrap();
+        let here =
+            our_own_code_is_found_in_our_executable_and_looking_again_changes_nothing as *const () as u64;
+        let index = space.find(here).expect("our code is mapped");
+        let range = &space.ranges()[index];
+        let Content::Module(module) = range.content else { panic!("{range:?}") };
+        assert_eq!(PathBuf::from(&space.modules()[module].path), std::env::current_exe().unwrap());
+        let before = space.ranges().len();
+        space.refresh(std::process::id()).unwrap();
+        assert_eq!(space.find(here), Some(index));
+        assert_eq!(space.ranges().len(), before);
+        assert_eq!(space.find(0), None);
+    }
+}

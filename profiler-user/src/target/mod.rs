@@ -1,0 +1,19 @@
+//! Who is profiled: the process, what it has mapped, which allocators are in there and where to probe them.
+
+pub mod process;
+
+pub mod identity;
+
+pub mod launch;
+
+pub mod maps;
+
+pub mod elf;
+
+pub mod site;
+
+pub mod allocator;
+
+pub mod prerequisites;
+
+pub use process::Process;

@@ -1,0 +1,255 @@
+//! A process that can be profiled, checked once and held by a pidfd.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+/// Why a process cannot be profiled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// Nothing runs under this PID.
+    #[error("there is no process with PID {pid}")]
+    NotFound {
+        /// The PID asked for.
+        pid: u32,
+    },
+    /// The number is a thread's.
+    #[error("{tid} is a thread of process {pid} ({comm})")]
+    IsThread {
+        /// The number asked for.
+        tid: u32,
+        /// The process that it belongs to.
+        pid: u32,
+        /// That process's name.
+        comm: String,
+    },
+    /// The number is a kernel thread's.
+    #[error("{pid} ({comm}) is a kernel thread and has no heap in user space")]
+    KernelThread {
+        /// The PID asked for.
+        pid: u32,
+        /// The thread's name.
+        comm: String,
+    },
+    /// The process has ended and waits for its parent.
+    #[error("process {pid} ({comm}) has already ended")]
+    Zombie {
+        /// The PID asked for.
+        pid: u32,
+        /// The process's name.
+        comm: String,
+    },
+    /// The process does not run 64-bit x86 code.
+    #[error("process {pid} ({comm}) runs {found} code")]
+    Architecture {
+        /// The PID asked for.
+        pid: u32,
+        /// The process's name.
+        comm: String,
+        /// What it runs.
+        found: &'static str,
+    },
+    /// The PID is our own.
+    #[error("{pid} is heaptap itself")]
+    Ourselves {
+        /// The PID asked for.
+        pid: u32,
+    },
+    /// The process ended while it was looked at.
+    #[error("process {pid} ended while heaptap looked at it")]
+    Gone {
+        /// The PID asked for.
+        pid: u32,
+    },
+    /// Something about the process cannot be read.
+    #[error("cannot read {what} of process {pid}")]
+    Unreadable {
+        /// The PID asked for.
+        pid: u32,
+        /// What was to be read.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running 64-bit process.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    comm: String,
+    exe: PathBuf,
+    pidfd: OwnedFd,
+}
+
+/// `PF_KTHREAD` of include/linux/sched.h.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Process {
+    /// The process that runs under `pid`, after checking that it can be profiled.
+    pub fn open(pid: u32) -> Result<Self, ProcessError> {
+        if pid == std::process::id() {
+            return Err(ProcessError::Ourselves { pid });
+        }
+        let number = i32::try_from(pid).map_err(|_| ProcessError::NotFound { pid })?;
+        let raw = Pid::from_raw(number).ok_or(ProcessError::NotFound { pid })?;
+        // The pidfd comes before everything else: what is read below is of this process unless it has ended.
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Err(ProcessError::NotFound { pid }),
+            // EINVAL, and ENOENT since 6.15: the number is a thread's.
+            Err(errno) => return Err(thread_or(pid, number, errno.into())),
+        };
+        let entry = procfs::process::Process::new(number).map_err(|error| proc_error(pid, "/proc", error))?;
+        let stat = entry.stat().map_err(|error| proc_error(pid, "stat", error))?;
+        let comm = stat.comm.clone();
+        if stat.flags & PF_KTHREAD != 0 {
+            return Err(ProcessError::KernelThread { pid, comm });
+        }
+        let process = Self { pid, exe: PathBuf::new(), comm, pidfd };
+        if process.has_ended() {
+            return Err(ProcessError::Zombie { pid, comm: process.comm });
+        }
+        let unreadable = |what| move |source| ProcessError::Unreadable { pid, what, source };
+        let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
+        let exe_link = format!("/proc/{thread}/exe");
+        let found = match File::open(&exe_link).and_then(|file| machine(&file)) {
+            Ok(found) => found,
+            Err(_) if process.has_ended() => return Err(ProcessError::Gone { pid }),
+            Err(source) => return Err(unreadable("the executable (/proc/PID/exe)")(source)),
+        };
+        if found != X86_64 {
+            return Err(ProcessError::Architecture { pid, comm: process.comm, found });
+        }
+        let exe =
+            std::fs::read_link(&exe_link).map_err(unreadable("the executable's name (/proc/PID/exe)"))?;
+        Ok(Self { exe, ..process })
+    }
+
+    /// The process's PID, as this PID namespace numbers it.
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The process's name, at most 15 bytes, as the kernel has it.
+    pub fn comm(&self) -> &str {
+        &self.comm
+    }
+
+    /// The executable's path, as the process's own mount namespace names it.
+    pub fn exe(&self) -> &std::path::Path {
+        &self.exe
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // A pidfd becomes readable when the whole thread group has ended (pidfd_open(2)).
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+const X86_64: &str = "64-bit x86";
+
+/// What an ELF file's header says of the code in it.
+fn machine(mut file: &File) -> io::Result<&'static str> {
+    let mut header = [0; 20];
+    file.read_exact(&mut header)?;
+    // ELF-64 object file format: e_ident[EI_CLASS] at 4, e_machine at 18.
+    let [0x7f, b'E', b'L', b'F', class, .., low, high] = header else {
+        return Ok("no ELF");
+    };
+    Ok(match (class, u16::from_le_bytes([low, high])) {
+        (2, 62) => X86_64,
+        (1, 62) => "x32 (32-bit pointers)",
+        (1, 3) => "32-bit x86",
+        (1, _) => "32-bit",
+        _ => "foreign",
+    })
+}
+
+/// A thread of the process that has not ended.
+///
+/// What /proc and the kernel's probes tell of a process they take from one thread, and the first one's memory is
+/// gone once it has ended, even where others go on.
+pub(crate) fn live_thread(pid: u32) -> Option<u32> {
+    let entry = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
+    entry.tasks().ok()?.flatten().find_map(|task| {
+        let state = task.stat().ok()?.state;
+        (!matches!(state, 'Z' | 'X')).then(|| u32::try_from(task.tid).ok()).flatten()
+    })
+}
+
+fn thread_or(tid: u32, number: i32, source: io::Error) -> ProcessError {
+    let unreadable = ProcessError::Unreadable { pid: tid, what: "the pidfd", source };
+    let status = procfs::process::Process::new(number).and_then(|entry| entry.status());
+    match status {
+        Ok(status) if status.tgid != number => {
+            let pid = u32::try_from(status.tgid).unwrap_or_default();
+            let leader = procfs::process::Process::new(status.tgid).and_then(|entry| entry.stat());
+            let comm = leader.map_or_else(|_| status.name.clone(), |stat| stat.comm);
+            ProcessError::IsThread { tid, pid, comm }
+        }
+        Ok(_) => unreadable,
+        Err(_) => ProcessError::NotFound { pid: tid },
+    }
+}
+
+/// What an error of procfs means for the process with this PID.
+pub(crate) fn proc_error(pid: u32, what: &'static str, error: procfs::ProcError) -> ProcessError {
+    match error {
+        procfs::ProcError::NotFound(_) => ProcessError::Gone { pid },
+        procfs::ProcError::Io(source, _) => ProcessError::Unreadable { pid, what, source },
+        procfs::ProcError::PermissionDenied(_) => {
+            ProcessError::Unreadable { pid, what, source: io::ErrorKind::PermissionDenied.into() }
+        }
+        other => ProcessError::Unreadable { pid, what, source: io::Error::other(other) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_pid_and_unused_ones_are_refused() {
+        assert!(matches!(Process::open(std::process::id()), Err(ProcessError::Ourselves { .. })));
+        assert!(matches!(Process::open(0), Err(ProcessError::NotFound { pid: 0 })));
+        assert!(matches!(Process::open(u32::MAX), Err(ProcessError::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_threads_number_leads_to_its_process() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            send.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            let _ = stopped.recv();
+        });
+        let tid = u32::try_from(receive.recv().unwrap()).unwrap();
+        let error = Process::open(tid).unwrap_err();
+        assert!(
+            matches!(error, ProcessError::IsThread { pid, .. } if pid == std::process::id()),
+            "{error:?}"
+        );
+        drop(stop);
+        thread.join().unwrap();
+    }
+}
