@@ -44,7 +44,7 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
     };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
-    if inflight::is_nested(&ctx, pid_tgid, regs.rsp, &target) {
+    if inflight::is_nested(&ctx, pid_tgid, regs, &target) {
         return 0;
     }
     // SAFETY: the helper takes the context as it is.

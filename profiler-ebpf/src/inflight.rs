@@ -1,6 +1,6 @@
 //! The outermost allocator call of each thread, from its entry to its return.
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::{EbpfContext, bindings::pt_regs};
 use aya_log_ebpf::debug;
 use profiler_common::{
     call::InFlight,
@@ -13,25 +13,30 @@ use crate::{
     counters::count,
     maps::{INFLIGHT, LIVE},
     memory::UserMemory,
+    unwind,
 };
 
 /// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
 pub const NO_EXIST: u64 = 1;
 
-/// Whether the thread is inside an allocator call that a call at `sp` is part of.
+/// Whether the thread is inside an allocator call that the one with these registers is part of.
 ///
 /// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
-/// trampoline. Where it is not, the call was abandoned (longjmp, exception) and something else lies there
-/// by now: it is given up. A tail jump from one allocator function to another arrives with the same
-/// stack pointer and the trampoline still in place, and so counts as nested.
+/// trampoline. A tail jump from one allocator function to another arrives with the same stack pointer and the
+/// trampoline still in place. Anything else there means that the call was abandoned (longjmp, exception) and is
+/// given up, as does a stack that leads past it.
 #[inline(always)]
-pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, sp: u64, target: &Target) -> bool {
+pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
     let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
         return false;
     };
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
     let outer = unsafe { *outer };
-    if sp <= outer.sp && UserMemory.read_u64(outer.sp).is_some_and(|pc| target.is_trampoline(pc)) {
+    let is_pending = UserMemory.read_u64(outer.sp).is_some_and(|pc| target.is_trampoline(pc));
+    if is_pending && regs.rsp == outer.sp {
+        return true;
+    }
+    if is_pending && regs.rsp < outer.sp && unwind::is_inside(regs.rsp, regs.rbp, outer.sp) {
         return true;
     }
     abandon(ctx, pid_tgid, &outer);

@@ -18,7 +18,7 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
     };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
-    if regs.rdi == 0 || inflight::is_nested(&ctx, pid_tgid, regs.rsp, &target) {
+    if regs.rdi == 0 || inflight::is_nested(&ctx, pid_tgid, regs, &target) {
         return 0;
     }
     match take(tgid, regs.rdi) {

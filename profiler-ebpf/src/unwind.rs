@@ -7,7 +7,7 @@ use profiler_common::{
     event::{EventKind, StackEvent},
     limits::MAX_FRAMES,
     target::Target,
-    unwind::{Regs, StackHash, WalkEnd, row_at, step},
+    unwind::{Nesting, Regs, StackHash, WalkEnd, row_at, step},
 };
 
 use crate::memory::UserMemory;
@@ -62,6 +62,24 @@ impl Walk {
 pub fn caller(sp: u64, fp: u64) -> Option<Regs> {
     let pc = UserMemory.read_u64(sp)?;
     Some(Regs { pc, sp: sp.wrapping_add(8), fp })
+}
+
+/// Whether a call with these registers is part of one whose return address lies at `outer_sp`.
+#[inline(always)]
+pub fn is_inside(sp: u64, fp: u64, outer_sp: u64) -> bool {
+    let Some(caller) = caller(sp, fp) else {
+        return true;
+    };
+    let mut nesting = Nesting::new(caller, outer_sp);
+    // SAFETY: the callback has the signature that the helper asks for, and `nesting` outlives the call.
+    unsafe { bpf_loop(MAX_FRAMES as u32, nesting_frame as *mut c_void, (&raw mut nesting).cast(), 0) };
+    nesting.is_inside()
+}
+
+unsafe extern "C" fn nesting_frame(_index: u64, nesting: *mut c_void) -> i64 {
+    // SAFETY: `is_inside` passes a `Nesting` of its own.
+    let nesting = unsafe { &mut *nesting.cast::<Nesting>() };
+    i64::from(!nesting.advance(&UserMemory))
 }
 
 /// The hash of the stack whose leaf is `regs`.

@@ -152,7 +152,7 @@ impl Recording {
     /// Starts `heaptap record OPTIONS` with an output file, and waits until the probes are in.
     pub fn start(options: &[&str]) -> Self {
         let mut recording = Self::start_early(options);
-        recording.running.stderr_line("heaptap: recording");
+        recording.stderr_line("heaptap: recording");
         recording
     }
 
@@ -162,6 +162,11 @@ impl Recording {
         let mut command = command();
         command.args(["record", "--exact", "--output"]).arg(profile_in(&folder)).args(options);
         Self { running: Running::start(command), folder }
+    }
+
+    /// Waits for a line on standard error that begins so.
+    pub fn stderr_line(&mut self, beginning: &str) -> String {
+        self.running.stderr_line(beginning)
     }
 
     /// Sends a signal.

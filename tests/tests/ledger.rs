@@ -66,7 +66,8 @@ fn a_stack_deeper_than_the_limit_keeps_the_frames_of_its_leaf() {
         .iter()
         .find(|stack| stack.functions.iter().any(|function| function == "deep_malloc"))
         .expect("the site was seen");
-    assert_eq!(stack.depth, 127, "{:?}", stack.functions);
+    assert_eq!(stack.depth, 127 + 1, "the frames and the mark of the cut: {:?}", stack.functions);
+    assert_eq!(stack.functions.last().map(String::as_str), Some("[stack cut here]"));
     let descents = stack.functions.iter().filter(|function| *function == "descend").count();
     assert!(descents >= 125, "{descents} frames of `descend` in {:?}", stack.functions);
 }

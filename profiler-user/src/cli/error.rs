@@ -15,7 +15,7 @@ use crate::{
 #[non_exhaustive]
 pub enum CliError {
     /// The machine lacks something.
-    #[error("this machine lacks a prerequisite: {} (to {})", .0.name, .0.purpose)]
+    #[error("cannot do without {}, to {}: {}", .0.name, .0.purpose, .0.verdict.found())]
     Prerequisite(Box<Check>),
     /// The process cannot be profiled.
     #[error(transparent)]

@@ -43,7 +43,7 @@ pub fn hint(error: &CliError) -> String {
 
 fn prerequisite(check: &Check) -> String {
     match &check.verdict {
-        Verdict::Missing { found, next_step } => format!("{next_step} (found: {found})"),
+        Verdict::Missing { next_step, .. } => next_step.clone(),
         Verdict::Present(_) | Verdict::Optional(_) => "run `heaptap doctor`".to_owned(),
     }
 }

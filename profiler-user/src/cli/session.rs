@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::AsFd,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::error::CliError;
+use super::{error::CliError, record::say};
 use crate::{
     profile::{self, proto},
     source::{
@@ -29,6 +30,9 @@ pub(super) struct Session {
     names: Mutex<Names>,
     notices: tokio::sync::Mutex<mpsc::UnboundedReceiver<Notice>>,
 }
+
+/// How long a process may take to end behind its first thread.
+const LAST_GASP: Duration = Duration::from_millis(200);
 
 /// Why a recording is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,23 +96,29 @@ impl Session {
                 }
                 Some(notice) = notices.recv() => match notice {
                     Notice::Exec => return Ok(End::Exec),
-                    Notice::LeaderExit => self.follow_threads()?,
+                    Notice::LeaderExit { seen } => {
+                        if !self.follow_threads()? {
+                            return Ok(End::Exited);
+                        }
+                        let blind = seen.elapsed();
+                        // When a process ends, its first thread ends as well, if not always as the last.
+                        if tokio::time::timeout(LAST_GASP, pidfd.readable()).await.is_err() {
+                            self.recording.was_blind_for(blind);
+                            let blind_ms = blind.as_millis() + 1;
+                            say(&format!("the first thread has ended, others go on; calls were not seen for {blind_ms} ms"));
+                        }
+                    }
                 },
             }
         }
     }
 
-    /// The kernel takes a process's probes out when its first thread ends; puts them in again if others go on.
-    fn follow_threads(&self) -> Result<(), CliError> {
+    /// The kernel takes a process's probes out when its first thread ends: puts them in again, or gives false where
+    /// the process has ended as a whole.
+    fn follow_threads(&self) -> Result<bool, CliError> {
         match self.recording.reattach() {
-            Ok(()) => {
-                tracing::warn!(
-                    "the process's first thread has ended and the others go on: \
-                     their calls of the last few milliseconds were not seen"
-                );
-                Ok(())
-            }
-            Err(_) if self.process().has_ended() => Ok(()),
+            Ok(()) => Ok(true),
+            Err(_) if self.process().has_ended() => Ok(false),
             Err(error) => Err(CliError::record(self.process().pid())(error)),
         }
     }

@@ -80,6 +80,12 @@ pub fn losses(heap: &RawHeap) -> Vec<String> {
     if unsent > 0 {
         losses.push(format!("loss: unsent_stacks = {unsent}: allocations whose stack did not reach heaptap"));
     }
+    if !heap.blind.is_zero() {
+        let blind_us = heap.blind.as_micros();
+        losses.push(format!(
+            "loss: blind_us = {blind_us}: microseconds in which calls were not seen, after the first thread ended"
+        ));
+    }
     losses
 }
 

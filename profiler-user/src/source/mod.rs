@@ -23,6 +23,8 @@ pub struct RawHeap {
     pub started: SystemTime,
     /// How long it had gone on when these numbers were taken.
     pub duration: Duration,
+    /// How much of it calls were not seen.
+    pub blind: Duration,
     /// Every stack that allocated.
     pub stacks: Vec<RawStack>,
     /// What was allocated and freed, by stack and size class.
@@ -43,6 +45,7 @@ impl RawHeap {
             exe: "/bin/guest".to_owned(),
             started: SystemTime::UNIX_EPOCH,
             duration: Duration::from_secs(10),
+            blind: Duration::ZERO,
             stacks: Vec::new(),
             entries: Vec::new(),
             space: AddressSpace::default(),

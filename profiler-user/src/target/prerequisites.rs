@@ -35,6 +35,15 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// What was found, in words.
+    pub fn found(&self) -> &str {
+        match self {
+            Self::Present(found) | Self::Optional(found) | Self::Missing { found, .. } => found,
+        }
+    }
+}
+
 /// The oldest kernel: hash maps that allocate as they fill are safe in probes since 6.1 (`bpf_mem_alloc`,
 /// 7c8199e24fa0), and everything else that is used is older (`bpf_loop` 5.17, probe cookies 5.15, ring buffers 5.8).
 const OLDEST_KERNEL: (u8, u8) = (6, 1);

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use profiler_common::{
@@ -21,7 +22,10 @@ pub enum Notice {
     /// It replaced its program; counting has stopped.
     Exec,
     /// Its first thread has ended; others may go on.
-    LeaderExit,
+    LeaderExit {
+        /// When this was learned.
+        seen: Instant,
+    },
 }
 
 /// The thread that drains. Stopped, and its buffers read to their end, by [`Drain::finish`] or by dropping it.
@@ -144,7 +148,7 @@ fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     let kind = EventKind::from_raw(half(bytes, offset_of!(ProcessEvent, kind))?)?;
     match kind {
         EventKind::Exec => Some(Record::Notice(Notice::Exec)),
-        EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit)),
+        EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
         EventKind::Stack => {
             let depth = usize::try_from(half(bytes, offset_of!(StackEvent, depth))?).ok()?;
             let pcs = bytes.get(offset_of!(StackEvent, pcs)..)?.get(..depth.checked_mul(8)?)?;

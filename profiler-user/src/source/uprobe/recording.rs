@@ -81,6 +81,8 @@ pub struct Recording {
     started: SystemTime,
     began: Instant,
     ended: Mutex<Option<Duration>>,
+    /// How long calls were not seen.
+    blind: Mutex<Duration>,
 }
 
 impl Recording {
@@ -125,6 +127,7 @@ impl Recording {
             started: SystemTime::now(),
             began: Instant::now(),
             ended: Mutex::new(None),
+            blind: Mutex::default(),
         })
     }
 
@@ -165,12 +168,16 @@ impl Recording {
 
     /// Attaches once more, through a thread that goes on.
     ///
-    /// To be called when the first thread has ended: the kernel took the probes out with it. Calls between that
-    /// moment and this one were not seen.
+    /// To be called when the first thread has ended: the kernel took the probes out with it.
     pub fn reattach(&self) -> Result<(), RecordError> {
         let mut kernel = lock(&self.kernel);
         let space = self.drain.stacks().space.clone();
         attach_to(&mut kernel, &self.process, &self.findings, &space)
+    }
+
+    /// Notes for the profile that calls were not seen for a time.
+    pub fn was_blind_for(&self, time: Duration) {
+        *lock(&self.blind) += time;
     }
 
     /// What has been counted so far. Neither stops nor resets anything.
@@ -200,6 +207,7 @@ impl Recording {
             exe: self.process.exe().to_string_lossy().trim_end_matches(" (deleted)").to_owned(),
             started: self.started,
             duration,
+            blind: *lock(&self.blind),
             stacks: table.stacks().to_vec(),
             entries,
             space: table.space.clone(),
