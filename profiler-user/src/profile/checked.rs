@@ -6,62 +6,17 @@
 
 use std::collections::HashMap;
 
-use super::{proto, sample_type::SampleType};
+use super::{
+    proto,
+    sample_type::SampleType,
+    validity::{InvalidProfile, check_strings, index_by_id},
+};
 
-/// Why a profile cannot be used.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidProfile {
-    /// Nothing says what the values mean.
-    #[error("profile has no sample types")]
-    NoSampleTypes,
-    /// The string table is empty or starts with something else than the empty string.
-    #[error("string table does not start with the empty string")]
-    StringTable,
-    /// A string index that leads nowhere.
-    #[error("{what} is string {index} of {count}")]
-    StringIndex {
-        /// What the string would be.
-        what: &'static str,
-        /// The index.
-        index: i64,
-        /// The number of strings.
-        count: usize,
-    },
-    /// The id that means "none".
-    #[error("a {what} has the reserved id 0")]
-    ReservedId {
-        /// The kind of entry.
-        what: &'static str,
-    },
-    /// An id that two entries have.
-    #[error("two {what}s have the id {id}")]
-    DuplicateId {
-        /// The kind of entry.
-        what: &'static str,
-        /// The id.
-        id: u64,
-    },
-    /// An id that no entry has.
-    #[error("{by} refers to {what} {id}, which does not exist")]
-    Missing {
-        /// The kind of entry that refers.
-        by: &'static str,
-        /// The kind of entry referred to.
-        what: &'static str,
-        /// The id.
-        id: u64,
-    },
-    /// A sample with more or fewer values than there are sample types.
-    #[error("sample {sample} has {found} values where the profile has {expected} sample types")]
-    ValueCount {
-        /// The sample's place in the profile, from 0.
-        sample: usize,
-        /// The number of sample types.
-        expected: usize,
-        /// The number of values.
-        found: usize,
-    },
-}
+/// A bound on the frames of all stacks together, inlined ones included.
+///
+/// A large program has a hundred thousand stacks of a hundred frames. But a file of a few megabytes can
+/// name a location with a million lines a million times.
+const MAX_FRAMES: usize = 1 << 26;
 
 /// A profile with consistent references.
 #[derive(Debug, Clone)]
@@ -72,6 +27,8 @@ pub struct CheckedProfile {
     mappings: HashMap<u64, usize>,
     /// For each string the first index at which it stands: nothing forbids a table with duplicates.
     first_index: Vec<i64>,
+    /// For each string its place among the sorted ones: strings may be too long to compare often.
+    rank: Vec<usize>,
 }
 
 impl CheckedProfile {
@@ -109,8 +66,10 @@ impl CheckedProfile {
                 return Err(InvalidProfile::Missing { by: "sample", what: "location", id });
             }
         }
-        let first_index = first_indexes(&proto.string_table);
-        Ok(Self { proto, functions, locations, mappings, first_index })
+        let (first_index, rank) = order(&proto.string_table);
+        let profile = Self { proto, functions, locations, mappings, first_index, rank };
+        profile.check_frame_count()?;
+        Ok(profile)
     }
 
     /// Returns the messages themselves.
@@ -161,68 +120,40 @@ impl CheckedProfile {
         usize::try_from(index).ok().and_then(|at| self.first_index.get(at)).copied().unwrap_or(0)
     }
 
+    /// Returns a number by which two strings compare as their texts do.
+    pub(super) fn rank(&self, index: i64) -> usize {
+        usize::try_from(index).ok().and_then(|at| self.rank.get(at)).copied().unwrap_or(0)
+    }
+
+    fn check_frame_count(&self) -> Result<(), InvalidProfile> {
+        let ids = self.proto.sample.iter().flat_map(|sample| &sample.location_id);
+        let frames = ids.map(|id| self.location(*id).map_or(0, |location| location.line.len().max(1)));
+        if frames.fold(0, usize::saturating_add) > MAX_FRAMES {
+            return Err(InvalidProfile::TooManyFrames { limit: MAX_FRAMES });
+        }
+        Ok(())
+    }
+
     /// Returns the tables that pruning shortens; what it leaves must still exist.
     pub(super) fn prunable(&mut self) -> (&mut [proto::Location], &mut [proto::Sample]) {
         (&mut self.proto.location, &mut self.proto.sample)
     }
 }
 
-fn check_strings(proto: &proto::Profile) -> Result<(), InvalidProfile> {
-    let count = proto.string_table.len();
-    if proto.string_table.first().is_none_or(|first| !first.is_empty()) {
-        return Err(InvalidProfile::StringTable);
-    }
-    let check = |what, index: i64| match usize::try_from(index) {
-        Ok(at) if at < count => Ok(()),
-        _ => Err(InvalidProfile::StringIndex { what, index, count }),
-    };
-    for kind in proto.sample_type.iter().chain(&proto.period_type) {
-        check("a value's type", kind.r#type)?;
-        check("a value's unit", kind.unit)?;
-    }
-    for label in proto.sample.iter().flat_map(|sample| &sample.label) {
-        check("a label's key", label.key)?;
-        check("a label's text", label.str)?;
-        check("a label's unit", label.num_unit)?;
-    }
-    for mapping in &proto.mapping {
-        check("a mapping's file", mapping.filename)?;
-        check("a mapping's build id", mapping.build_id)?;
-    }
-    for function in &proto.function {
-        check("a function's name", function.name)?;
-        check("a function's system name", function.system_name)?;
-        check("a function's file", function.filename)?;
-    }
-    for &comment in &proto.comment {
-        check("a comment", comment)?;
-    }
-    check("the pattern of frames to drop", proto.drop_frames)?;
-    check("the pattern of frames to keep", proto.keep_frames)?;
-    check("the default sample type", proto.default_sample_type)?;
-    check("the documentation's address", proto.doc_url)
-}
-
-/// Returns where in its table each id stands.
-fn index_by_id(
-    what: &'static str,
-    ids: impl Iterator<Item = u64>,
-) -> Result<HashMap<u64, usize>, InvalidProfile> {
-    let mut index = HashMap::with_capacity(ids.size_hint().0);
-    for (at, id) in ids.enumerate() {
-        if id == 0 {
-            return Err(InvalidProfile::ReservedId { what });
-        }
-        if index.insert(id, at).is_some() {
-            return Err(InvalidProfile::DuplicateId { what, id });
-        }
-    }
-    Ok(index)
-}
-
-fn first_indexes(strings: &[String]) -> Vec<i64> {
+/// Returns for each string the index of the first equal one, and its place among the sorted ones.
+fn order(strings: &[String]) -> (Vec<i64>, Vec<usize>) {
     let mut first = HashMap::with_capacity(strings.len());
-    (0..).zip(strings).map(|(index, text)| *first.entry(text.as_str()).or_insert(index)).collect()
+    for (index, text) in (0..).zip(strings) {
+        first.entry(text.as_str()).or_insert(index);
+    }
+    let mut sorted: Vec<_> = first.keys().copied().collect();
+    sorted.sort_unstable();
+    let ranks: HashMap<_, _> = sorted.into_iter().zip(0..).collect();
+    let of = |text: &String| {
+        let text = text.as_str();
+        (first.get(text).copied().unwrap_or(0), ranks.get(text).copied().unwrap_or(0))
+    };
+    strings.iter().map(of).unzip()
 }
 
 #[cfg(test)]
@@ -269,6 +200,16 @@ mod tests {
         );
         assert_eq!(refusal(|p| p.sample_type.clear()), "profile has no sample types");
         assert_eq!(refusal(|p| p.string_table.clear()), "string table does not start with the empty string");
+    }
+
+    #[test]
+    fn a_small_file_with_endless_stacks_is_refused() {
+        let endless = |profile: &mut proto::Profile| {
+            let line = profile.location[0].line[0];
+            profile.location[0].line = vec![line; 10_000];
+            profile.sample[0].location_id = vec![profile.location[0].id; 10_000];
+        };
+        assert_eq!(refusal(endless), "the stacks have more than 67108864 frames in all");
     }
 
     #[test]

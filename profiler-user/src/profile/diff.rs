@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use super::{
     builder::{BuildError, LocationId, MappingId, ProfileBuilder},
     changes::{Change, Changes},
-    checked::{CheckedProfile, InvalidProfile},
+    checked::CheckedProfile,
     entry::{Line, Mapping},
     frame::FrameName,
     proto,
     sample_type::{self, SampleType},
+    validity::InvalidProfile,
 };
 
 /// Why two profiles cannot be compared.

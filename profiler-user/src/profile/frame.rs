@@ -51,16 +51,16 @@ impl CheckedProfile {
     /// Compares frames by their texts, functions before what has no name.
     pub fn compare(&self, a: Frame, b: Frame) -> Ordering {
         self.compare_names(a.name, b.name)
-            .then_with(|| self.string(a.file).cmp(self.string(b.file)))
+            .then_with(|| self.rank(a.file).cmp(&self.rank(b.file)))
             .then_with(|| a.line.cmp(&b.line))
     }
 
     fn compare_names(&self, a: FrameName, b: FrameName) -> Ordering {
         use FrameName::{Address, Function, Module};
         match (a, b) {
-            (Function(a), Function(b)) => self.string(a).cmp(self.string(b)),
+            (Function(a), Function(b)) => self.rank(a).cmp(&self.rank(b)),
             (Module { file: a, offset_bytes: x }, Module { file: b, offset_bytes: y }) => {
-                self.string(a).cmp(self.string(b)).then(x.cmp(&y))
+                self.rank(a).cmp(&self.rank(b)).then(x.cmp(&y))
             }
             (Address(a), Address(b)) => a.cmp(&b),
             (Function(_), _) | (Module { .. }, Address(_)) => Ordering::Less,

@@ -22,6 +22,8 @@ mod budget;
 
 pub mod checked;
 
+pub mod validity;
+
 pub mod frame;
 
 pub mod printable;

@@ -11,8 +11,9 @@ use prost::Message as _;
 
 use super::{
     budget::{self, Cost},
-    checked::{CheckedProfile, InvalidProfile},
+    checked::CheckedProfile,
     proto,
+    validity::InvalidProfile,
 };
 
 /// How much a profile may take before it is refused.

@@ -38,11 +38,10 @@ impl<'p> FoldedStacks<'p> {
     ///
     /// Fails if `out` does.
     pub fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        let names = self.names();
         for (stack, value) in &self.stacks {
             for (depth, frame) in stack.iter().enumerate() {
                 let separator = if depth == 0 { "" } else { ";" };
-                write!(out, "{separator}{}", self.name(&names, *frame))?;
+                write!(out, "{separator}{}", self.name(*frame))?;
             }
             writeln!(out, " {value}")?;
         }
@@ -51,7 +50,6 @@ impl<'p> FoldedStacks<'p> {
 
     /// Returns the lines of the stacks that grew, or `None` if they take more than `limit_bytes`.
     pub fn positive_lines(&self, limit_bytes: usize) -> Option<Vec<String>> {
-        let names = self.names();
         let mut size_bytes = 0_usize;
         let mut lines = Vec::new();
         for (stack, value) in self.stacks.iter().filter(|(_, value)| *value > 0) {
@@ -60,7 +58,7 @@ impl<'p> FoldedStacks<'p> {
                 if depth > 0 {
                     line.push(';');
                 }
-                line.push_str(self.name(&names, *frame));
+                line.push_str(&self.name(*frame));
                 if size_bytes.saturating_add(line.len()) > limit_bytes {
                     return None;
                 }
@@ -72,20 +70,11 @@ impl<'p> FoldedStacks<'p> {
         Some(lines)
     }
 
-    /// Returns the texts of the frames that occur; a `;` in a name would be taken for a separator.
-    fn names(&self) -> HashMap<usize, String> {
-        let frames = self.stacks.iter().flat_map(|(stack, _)| stack);
-        let mut names = HashMap::new();
-        for &frame in frames {
-            names
-                .entry(frame)
-                .or_insert_with(|| self.profile.show(self.table.frame(frame)).to_string().replace(';', ":"));
-        }
-        names
-    }
-
-    fn name<'n>(&self, names: &'n HashMap<usize, String>, frame: usize) -> &'n str {
-        names.get(&frame).map_or("", String::as_str)
+    /// Returns a frame's text; a `;` in it would be taken for a separator.
+    ///
+    /// Made anew each time: a table of all texts could be far larger than the profile.
+    fn name(&self, frame: usize) -> String {
+        self.profile.show(self.table.frame(frame)).to_string().replace(';', ":")
     }
 }
 
