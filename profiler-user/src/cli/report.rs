@@ -12,12 +12,13 @@ use crate::{
         tree::write_tree,
     },
     profile::{
-        checked::{CheckedProfile, InvalidProfile},
+        checked::CheckedProfile,
         diff::{self, DiffError, Difference},
         frame::base_name,
         proto, prune,
         read::{Limits, ReadError, read_profile},
         sample_type::{SampleIndexError, resolve_sample_index},
+        validity::InvalidProfile,
         view::{
             self, Granularity,
             folded::FoldedStacks,

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::PathBuf};
 
 use aya::programs::{
     ProgramError, UProbe,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 use profiler_common::call::Shape;
 
@@ -36,32 +36,36 @@ pub enum AttachError {
     },
 }
 
+/// Probes that are in. Dropping them takes them out, which takes the kernel a tenth of a second each.
+#[derive(Default)]
+pub(super) struct Probes(Vec<UProbeLink>);
+
 /// Attaches to every function of the allocators found in `space`, for the process that `thread` belongs to.
 ///
-/// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter. On an
-/// error what was attached stays until `kernel` is dropped.
+/// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter.
 pub(super) fn attach(
     kernel: &mut Kernel,
     allocators: &[Allocator],
     space: &AddressSpace,
     thread: NonZeroU32,
-) -> Result<(), AttachError> {
+) -> Result<Probes, AttachError> {
+    let mut probes = Probes::default();
     let scope = UProbeScope::OneProcess(thread);
     for allocator in allocators {
         // An allocator was found by reading this file, so that it is held.
         let Some(module) = space.modules().get(allocator.module) else { continue };
         for hook in &allocator.hooks {
             if hook.shape == Shape::Free {
-                probe(kernel.uprobe("free_enter")?, module, hook, scope)?;
+                probes.0.push(probe(kernel.uprobe("free_enter")?, module, hook, scope)?);
             } else {
                 // No call is entered whose return would go unseen. C functions do not throw, so that a hijacked
                 // return address is safe here.
-                probe(kernel.uprobe("alloc_return")?, module, hook, scope)?;
-                probe(kernel.uprobe("alloc_enter")?, module, hook, scope)?;
+                probes.0.push(probe(kernel.uprobe("alloc_return")?, module, hook, scope)?);
+                probes.0.push(probe(kernel.uprobe("alloc_enter")?, module, hook, scope)?);
             }
         }
     }
-    Ok(())
+    Ok(probes)
 }
 
 /// Attaches to the ends of threads and to programs being replaced, of every process: the programs pick.
@@ -73,17 +77,23 @@ pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn probe(program: &mut UProbe, module: &Module, hook: &Hook, scope: UProbeScope) -> Result<(), AttachError> {
+fn probe(
+    program: &mut UProbe,
+    module: &Module,
+    hook: &Hook,
+    scope: UProbeScope,
+) -> Result<UProbeLink, AttachError> {
     let point = UProbeAttachPoint {
         location: UProbeAttachLocation::AbsoluteOffset(hook.site.offset),
         cookie: Some(hook.shape.cookie()),
     };
     let path = module.held_path().unwrap_or_else(|| PathBuf::from(&module.path));
-    // The link stays with the program.
-    program.attach(point, path, scope).map(drop).map_err(|source| AttachError::Probe {
-        function: hook.names.join(", "),
-        offset: hook.site.offset,
-        path: module.path.clone(),
-        source: Box::new(source),
+    program.attach(point, path, scope).and_then(|link| program.take_link(link)).map_err(|source| {
+        AttachError::Probe {
+            function: hook.names.join(", "),
+            offset: hook.site.offset,
+            path: module.path.clone(),
+            source: Box::new(source),
+        }
     })
 }

@@ -4,6 +4,7 @@ use std::{
     io,
     num::NonZeroU32,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -14,7 +15,7 @@ use profiler_common::{
 };
 
 use super::{
-    attach::{AttachError, attach, attach_lifecycle},
+    attach::{AttachError, Probes, attach, attach_lifecycle},
     drain::{Drain, Notice},
     kernel::{Capacities, Kernel, KernelError, map_refused},
     stacks::StackTable,
@@ -76,6 +77,9 @@ pub struct Vitals {
 pub struct Recording {
     process: Process,
     findings: Findings,
+    probes: Mutex<Probes>,
+    /// The thread that takes them out at the end.
+    detaching: Mutex<Option<JoinHandle<()>>>,
     kernel: Mutex<Kernel>,
     drain: Drain,
     started: SystemTime,
@@ -107,7 +111,7 @@ impl Recording {
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
         let (mut kernel, rings) = Kernel::load(capacities, diagnostics)?;
-        attach_to(&mut kernel, &process, &findings, &space)?;
+        let probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
         let trampoline = space.trampoline();
         let drain =
@@ -122,6 +126,8 @@ impl Recording {
         Ok(Self {
             process,
             findings,
+            probes: Mutex::new(probes),
+            detaching: Mutex::default(),
             kernel: Mutex::new(kernel),
             drain,
             started: SystemTime::now(),
@@ -172,7 +178,8 @@ impl Recording {
     pub fn reattach(&self) -> Result<(), RecordError> {
         let mut kernel = lock(&self.kernel);
         let space = self.drain.stacks().space.clone();
-        attach_to(&mut kernel, &self.process, &self.findings, &space)
+        *lock(&self.probes) = attach_to(&mut kernel, &self.process, &self.findings, &space)?;
+        Ok(())
     }
 
     /// Notes for the profile that calls were not seen for a time.
@@ -215,7 +222,7 @@ impl Recording {
         })
     }
 
-    /// Stops counting, all functions at once, and reads the ring buffer to its end. The numbers stay readable.
+    /// Stops counting, all functions at once, begins to take the probes out, and reads the ring buffer to its end. The numbers stay readable.
     pub fn stop(&self) {
         let mut ended = lock(&self.ended);
         if ended.is_some() {
@@ -224,7 +231,22 @@ impl Recording {
         // Failing means that the target replaced its program, upon which the kernel side took it out.
         let _ = lock(&self.kernel).targets.remove(&self.process.pid());
         *ended = Some(self.began.elapsed());
+        // It takes seconds to take all of them out, in which the numbers can be looked at.
+        let probes = std::mem::take(&mut *lock(&self.probes));
+        *lock(&self.detaching) =
+            std::thread::Builder::new().name("heaptap-detach".to_owned()).spawn(move || drop(probes)).ok();
         self.drain.finish();
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(detaching) = lock(&self.detaching).take()
+            && detaching.join().is_err()
+        {
+            tracing::error!("the thread that takes the probes out failed");
+        }
     }
 }
 
@@ -238,7 +260,7 @@ fn attach_to(
     process: &Process,
     findings: &Findings,
     space: &AddressSpace,
-) -> Result<(), RecordError> {
+) -> Result<Probes, RecordError> {
     let gone = ProcessError::Gone { pid: process.pid() };
     let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
         return Err(gone.into());
