@@ -148,7 +148,7 @@ impl Nesting {
             self.below = 1;
             return true;
         }
-        self.arrived = (slot == self.outer_sp) as u32;
+        self.arrived = u32::from(slot == self.outer_sp);
         false
     }
 

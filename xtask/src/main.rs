@@ -1,7 +1,9 @@
 //! Every developer command of heaptap, as `cargo xtask …`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer command talks to people")]
 
+mod bpf_toolchain;
 mod demo;
+mod ebpf;
 mod packages;
 mod test;
 mod workspace;
@@ -22,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Find the leak of a sample service: builds heaptap, starts the service, attaches for ten seconds
     Demo,
+    /// Build the kernel object that the repository holds, or check it against its sources
+    Ebpf(ebpf::EbpfArgs),
     /// Run every test: unit tests, and as root the tests against real processes and the running kernel
     Test,
 }
@@ -29,6 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run(),
+        Command::Ebpf(args) => ebpf::run(&args),
         Command::Test => test::run(),
     };
     match result {

@@ -48,7 +48,25 @@ pub(crate) const GO: Need = Need {
     purpose: "reads profiles with the real `go tool pprof`",
 };
 
+/// Debian's newest compiler; that of rustup has no sources of `core`.
+pub(crate) const BPF_RUSTC: Need = Need {
+    sign: Sign::File("/usr/bin/rustc"),
+    package: "rustc-web",
+    purpose: "compiles heaptap's kernel programs",
+};
+
+/// The sources of its standard library.
+pub(crate) const BPF_RUST_SRC: Need = Need {
+    sign: Sign::File("/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
+    package: "rust-web-src",
+    purpose: "has the sources of `core`, for compiling it for the kernel",
+};
+
 impl Need {
+    pub(crate) const fn package(&self) -> &'static str {
+        self.package
+    }
+
     fn is_there(&self) -> bool {
         match self.sign {
             Sign::Program(name) => is_on_path(name),

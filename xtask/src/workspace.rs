@@ -33,6 +33,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command to its end and gives what it says.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let what = format!("{command:?}");
+    let output = command.output().with_context(|| format!("cannot run {what}"))?;
+    ensure!(output.status.success(), "{what} failed: {}", output.status);
+    String::from_utf8(output.stdout).with_context(|| format!("{what} speaks no UTF-8"))
+}
+
 /// Whether we may load BPF programs and look into other processes.
 pub(crate) fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()
