@@ -168,6 +168,13 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
         names.sh_type = object::elf::SHT_STRTAB;
         names.data = SectionData::SectionString;
     }
+    // Mangled names tell one build folder from another; readable ones do not.
+    for symbol in &mut builder.symbols {
+        let name = String::from_utf8_lossy(&symbol.name).into_owned();
+        if let Ok(readable) = rustc_demangle::try_demangle(&name) {
+            symbol.name = format!("{readable:#}").into_bytes().into();
+        }
+    }
     let mut stripped = Vec::new();
     builder.write(&mut stripped).context("cannot write the stripped object")?;
     Ok(stripped)

@@ -64,7 +64,7 @@ pub struct RecordArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
 
-    /// Where to write the profile [default: heap.<name>.<pid>.pb.gz].
+    /// Where to write the profile [default: heap.NAME.PID.pb.gz].
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
