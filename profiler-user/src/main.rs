@@ -1,7 +1,7 @@
 //! The `heaptap` command.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -10,6 +10,11 @@ use profiler_user::cli::{
     Outcome,
     args::Cli,
     hints::{chain, hint},
+};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 /// Nothing to show, though nothing failed.
@@ -20,8 +25,7 @@ const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The kernel side's diagnostics come through `log`, which the subscriber takes over.
-    tracing_subscriber::fmt().with_max_level(cli.log).with_writer(io::stderr).without_time().init();
+    start_logging(cli.log);
     match profiler_user::cli::run(cli, &mut io::stdout().lock()) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NothingToShow) => ExitCode::from(NOTHING),
@@ -32,4 +36,16 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Logs to stderr from `level` on. The kernel side's diagnostics come through `log`, which this takes over.
+fn start_logging(level: LevelFilter) {
+    // The loader tells every relocation that it does, which is of interest to its own developers.
+    let loader = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let filter = Targets::new().with_default(level).with_target("aya", loader).with_target("aya_obj", loader);
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time();
+    tracing_subscriber::registry().with(format).with(filter).init();
 }

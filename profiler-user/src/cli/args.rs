@@ -80,7 +80,7 @@ pub struct RecordArgs {
     #[arg(long, requires = "command")]
     pub as_root: bool,
 
-    /// Say nothing but errors, losses and the closing table.
+    /// Say nothing but that the recording has begun, what was lost, and the closing table.
     #[arg(long, short)]
     pub quiet: bool,
 

@@ -76,6 +76,7 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
         .duration
         .map_or("until Ctrl-C".to_owned(), |time| format!("for {}", humantime::format_duration(time)));
     say(&format!("recording {} (pid {}), {}, {until}", process.comm(), process.pid(), session.probed()));
+    session.warn_of_the_unprobed();
     let mut live = LiveLine::new(args.quiet);
     let mut ticks = tokio::time::interval(INTERVAL);
     let deadline = async {
@@ -137,11 +138,8 @@ fn finish(
         ));
     }
     if heap.entries.is_empty() {
-        say(&format!(
-            "{} were probed, and not one allocated in {}",
-            session.probed(),
-            humantime::format_duration(round(heap.duration))
-        ));
+        let seconds = heap.duration.as_secs_f64();
+        say(&format!("{} were probed, and not one allocated in {seconds:.1} s", session.probed()));
         say(&format!("hint: record for longer; `heaptap inspect --pid {}` shows what is probed", heap.pid));
         return Ok(Outcome::NothingToShow);
     }
@@ -168,10 +166,6 @@ fn say_what_became_of(child: Option<Child>) {
         Ok(None) => say(&format!("the command runs on as process {}", child.id())),
         Err(error) => tracing::warn!(%error, "cannot tell how the command ended"),
     }
-}
-
-fn round(duration: std::time::Duration) -> std::time::Duration {
-    std::time::Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The file to write, with its name.

@@ -42,6 +42,7 @@ async fn attend(
     let address = listener.local_addr().map_err(failed)?;
     let process = session.process();
     say(&format!("recording {} (pid {}), {}, until Ctrl-C", process.comm(), process.pid(), session.probed()));
+    session.warn_of_the_unprobed();
     say(&format!("serving http://{address}/debug/pprof/heap"));
     let title = format!("{} (pid {})", process.comm(), process.pid());
     let server = http::serve(listener, title, Arc::clone(session) as Arc<dyn HeapSource>);

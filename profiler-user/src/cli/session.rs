@@ -76,6 +76,15 @@ impl Session {
         format!("{functions} functions of {}", names.join(" and "))
     }
 
+    /// Says what will be missing from the start, before somebody waits for it.
+    pub(super) fn warn_of_the_unprobed(&self) {
+        for path in self.recording.unprobed() {
+            say(&format!(
+                "{path} has a malloc of its own, which is not probed; only what it passes on to glibc is counted"
+            ));
+        }
+    }
+
     pub(super) fn vitals(&self) -> Result<Vitals, CliError> {
         self.recording.vitals().map_err(CliError::record(self.process().pid()))
     }

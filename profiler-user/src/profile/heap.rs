@@ -80,6 +80,11 @@ pub fn losses(heap: &RawHeap) -> Vec<String> {
     if unsent > 0 {
         losses.push(format!("loss: unsent_stacks = {unsent}: allocations whose stack did not reach heaptap"));
     }
+    for path in &heap.unprobed {
+        losses.push(format!(
+            "loss: unprobed_allocator = 1: {path} has a malloc of its own; only what it passes on to glibc is counted"
+        ));
+    }
     if !heap.blind.is_zero() {
         let blind_us = heap.blind.as_micros();
         losses.push(format!(

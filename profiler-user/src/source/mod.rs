@@ -31,6 +31,8 @@ pub struct RawHeap {
     pub entries: Vec<RawEntry>,
     /// The mapped files in which the stacks' frames lie.
     pub space: AddressSpace,
+    /// Files that have an allocator of their own, which was not probed.
+    pub unprobed: Vec<String>,
     /// What was lost or guessed.
     pub counters: Counters,
 }
@@ -49,6 +51,7 @@ impl RawHeap {
             stacks: Vec::new(),
             entries: Vec::new(),
             space: AddressSpace::default(),
+            unprobed: Vec::new(),
             counters: Counters::default(),
         }
     }

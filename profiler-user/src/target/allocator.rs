@@ -95,6 +95,18 @@ pub struct Findings {
     pub passed: Vec<Passed>,
 }
 
+impl Findings {
+    /// The files that export `malloc` but are not allocators that we know.
+    pub fn unprobed(&self, space: &AddressSpace) -> Vec<String> {
+        self.passed
+            .iter()
+            .filter(|passed| matches!(passed.verdict, Verdict::UnknownAllocator))
+            .filter_map(|passed| space.modules().get(passed.module))
+            .map(|module| module.path.clone())
+            .collect()
+    }
+}
+
 /// Looks for allocators in every file that is mapped executable.
 pub fn find(space: &AddressSpace) -> Findings {
     let mut findings = Findings::default();

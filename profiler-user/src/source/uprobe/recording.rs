@@ -147,6 +147,11 @@ impl Recording {
         &self.findings
     }
 
+    /// Files of the process that have an allocator of their own, which is not probed.
+    pub fn unprobed(&self) -> Vec<String> {
+        self.findings.unprobed(&self.drain.stacks().space)
+    }
+
     /// How the recording is going. Tells the kernel side where hijacked return addresses lead, too, should that
     /// not be where it was taken to be.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
@@ -218,6 +223,7 @@ impl Recording {
             stacks: table.stacks().to_vec(),
             entries,
             space: table.space.clone(),
+            unprobed: self.findings.unprobed(&table.space),
             counters,
         })
     }
