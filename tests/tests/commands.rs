@@ -113,3 +113,28 @@ fn report_writes_a_flame_graph() {
     let text = fs::read_to_string(&svg).unwrap_or_else(|err| panic!("no flame graph: {err}"));
     assert!(text.contains("<svg") && text.contains("call_aligned_alloc"), "{} bytes of SVG", text.len());
 }
+
+#[test]
+fn the_kernel_side_logs_when_asked_to_and_only_then() {
+    for (level, is_logged) in [("debug", true), ("info", false)] {
+        let mut guest = Guest::start("abandoned");
+        let recording = Recording::attach_with(guest.pid(), &["--log", level]);
+        guest.command("run");
+        let recorded = recording.finish();
+        let stderr = &recorded.outcome.stderr;
+        assert_eq!(stderr.contains("abandoned call of 1000 bytes in thread"), is_logged, "{level}: {stderr}");
+        guest.exit();
+    }
+}
+
+#[test]
+fn an_allocator_that_is_not_probed_is_named_from_the_start_and_in_the_profile() {
+    let mut guest = Guest::start("interposed");
+    let mut recording = Recording::attach(guest.pid());
+    let line = recording.stderr_line("heaptap: /");
+    assert!(line.contains("interposed") && line.contains("malloc of its own"), "{line}");
+    guest.command("run");
+    let profile = recording.finish().profile();
+    assert_eq!(profile.counter("unprobed_allocator"), 1, "{:#?}", profile.comments);
+    guest.exit();
+}

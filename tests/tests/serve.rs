@@ -67,3 +67,11 @@ fn an_address_in_use_is_refused() {
     serving.wait().assert_success();
     guest.exit();
 }
+
+#[test]
+fn an_address_that_others_can_reach_is_refused() {
+    let guest = Guest::start("every-function");
+    let outcome = heaptap::run(["serve", "--pid", &guest.pid().to_string(), "--listen", "0.0.0.0:0"]);
+    outcome.assert_refused("0.0.0.0:0 is not a loopback address");
+    guest.exit();
+}

@@ -1,6 +1,7 @@
 //! Every developer command of heaptap, as `cargo xtask …`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer command talks to people")]
 
+mod bench;
 mod bpf_toolchain;
 mod demo;
 mod ebpf;
@@ -26,6 +27,8 @@ enum Command {
     Demo,
     /// Build the kernel object that the repository holds, or check it against its sources
     Ebpf(ebpf::EbpfArgs),
+    /// Measure what recording costs the target
+    Bench,
     /// Run every test: unit tests, and as root the tests against real processes and the running kernel
     Test,
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run(),
         Command::Ebpf(args) => ebpf::run(&args),
+        Command::Bench => bench::run(),
         Command::Test => test::run(),
     };
     match result {

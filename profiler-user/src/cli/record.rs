@@ -42,8 +42,11 @@ pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> 
             return Err(error);
         }
     };
-    runtime()?.block_on(attend(args, &session))?;
-    finish(args, &session, output, child, out)
+    let attended = runtime().and_then(|runtime| runtime.block_on(attend(args, &session)));
+    session.stop();
+    // What was recorded is written, whatever ended the recording.
+    let outcome = finish(args, &session, output, child, out)?;
+    attended.map(|()| outcome)
 }
 
 fn hold(
@@ -91,23 +94,25 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
     let end = loop {
         tokio::select! {
             _ = interrupts.next() => break End::Signal,
-            () = &mut deadline => break End::Signal,
+            () = &mut deadline => break End::Deadline,
             end = &mut over => break end?,
             // Where nobody sees the line it is still looked after the target, if less often.
             _ = ticks.tick() => {
-                let vitals = session.vitals()?;
-                if !live.is_hidden() {
-                    live.show(&vitals);
+                match session.vitals() {
+                    Ok(vitals) if !live.is_hidden() => live.show(&vitals),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "no live numbers"),
                 }
             }
         }
     };
     session.stop();
     live.finish();
-    interrupts.kill_on_next();
+    interrupts.let_next_one_kill();
     if !args.quiet {
         match end {
-            End::Signal => {}
+            End::Signal => say("finishing; Ctrl-C again to stop at once"),
+            End::Deadline => {}
             End::Exited => say("the process has ended"),
             End::Exec => say("the process has replaced its program (exec); this is what the old one had"),
         }

@@ -60,15 +60,17 @@ async fn attend(
                 session.stop();
                 say(match end? {
                     End::Exec => "the process has replaced its program (exec)",
-                    End::Exited | End::Signal => "the process has ended",
+                    End::Exited | End::Signal | End::Deadline => "the process has ended",
                 });
                 say("its last profile can be fetched until Ctrl-C");
             }
-            _ = ticks.tick() => drop(session.vitals()?),
+            _ = ticks.tick() => if let Err(error) = session.vitals() {
+                tracing::warn!(%error, "no live numbers");
+            },
         }
     }
     session.stop();
-    interrupts.kill_on_next();
+    interrupts.let_next_one_kill();
     Ok(())
 }
 

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
@@ -39,6 +40,8 @@ const LAST_GASP: Duration = Duration::from_millis(200);
 pub(super) enum End {
     /// Somebody asked.
     Signal,
+    /// The time is up.
+    Deadline,
     /// The process has ended.
     Exited,
     /// The process has replaced its program.
@@ -149,8 +152,8 @@ impl Session {
 
 /// The signals that ask a command to finish.
 pub(super) struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
 impl Interrupts {
@@ -164,29 +167,22 @@ impl Interrupts {
     }
 
     /// Waits for the next of them.
-    pub(super) async fn next(&mut self) -> SignalKind {
+    pub(super) async fn next(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 
-    /// Lets the next signal end heaptap at once, by that signal.
-    pub(super) fn kill_on_next(mut self) {
-        tokio::spawn(async move {
-            let kind = self.next().await;
-            // The handlers stay installed for the life of the process, so that the signal's own effect is asked for.
-            let _ = nix::sys::signal::Signal::try_from(kind.as_raw_value()).map(|signal| {
-                let default = nix::sys::signal::SigAction::new(
-                    nix::sys::signal::SigHandler::SigDfl,
-                    nix::sys::signal::SaFlags::empty(),
-                    nix::sys::signal::SigSet::empty(),
-                );
-                // SAFETY: the default action runs no code of ours.
-                let _ = unsafe { nix::sys::signal::sigaction(signal, &default) };
-                let _ = nix::sys::signal::raise(signal);
-            });
-        });
+    /// From here on these signals end heaptap by themselves again.
+    pub(super) fn let_next_one_kill(self) {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            // SAFETY: the default action runs no code of ours.
+            if let Err(error) = unsafe { sigaction(signal, &default) } {
+                tracing::warn!(%error, "a second {signal} will not stop heaptap");
+            }
+        }
     }
 }
 
