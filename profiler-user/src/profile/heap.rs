@@ -300,6 +300,18 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_explains_every_counter_and_loss() {
+        let readme = include_str!("../../../README.md");
+        for description in &REGISTRY {
+            let row = format!("| `{}` | {} |", description.name, description.help);
+            assert!(readme.contains(&row), "no row `{row}`");
+        }
+        for loss in ["unsent_stacks", "unprobed_allocator", "blind_us"] {
+            assert!(readme.contains(&format!("| `{loss}` |")), "{loss}");
+        }
+    }
+
+    #[test]
     fn the_pattern_of_frames_to_drop_is_a_regular_expression() {
         let pattern = regex::Regex::new(&format!("^(?:{DROP_FRAMES})$")).unwrap();
         for name in ["malloc", "operator new", "operator new[]", "__rust_alloc", "__rustc::__rust_realloc"] {
