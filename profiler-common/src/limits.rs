@@ -12,19 +12,19 @@ pub const MAX_TARGETS: u32 = 1024;
 
 /// Allocator calls that can be under way at a time, which is one per thread.
 ///
-/// 64 Ki entries, some 100 B each with the kernel's bookkeeping: 6 MiB, preallocated.
+/// 64 Ki entries of 72 B of key and value and 48 B of the kernel's own: 8 MiB, preallocated.
 pub const MAX_INFLIGHT: u32 = 1 << 16;
 
 /// Default number of live blocks that can be followed.
 ///
-/// Entries are allocated as they come, some 64 B each with the kernel's bookkeeping: 256 MiB when
-/// all of them are in use, and 32 MiB for the bucket array.
+/// The bucket array has 16 B for each: 64 MiB. Entries are allocated as they come: 32 B of key and value and 48 B of
+/// the kernel's own, in slots of 96 B; 384 MiB when all of them are in use.
 pub const DEFAULT_MAX_LIVE: u32 = 1 << 22;
 
 /// Default number of (stack, size class) pairs that can be told apart.
 ///
-/// Entries are allocated as they come, some 96 B each with the kernel's bookkeeping: 24 MiB when all
-/// of them are in use.
+/// The bucket array has 4 MiB. Entries are allocated as they come: 56 B of key and value and 48 B of the kernel's
+/// own, in slots of 128 B; 32 MiB when all of them are in use.
 pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.

@@ -10,24 +10,25 @@ pub struct Target {
     pub epoch: u32,
     /// Zero; see [`Target::keep_kernel_stack`].
     pub flags: u32,
-    /// Start of the page to which the kernel makes hijacked return addresses point, in the target.
+    /// Start of the page to which the kernel makes hijacked return addresses point, in the target; 0 as long as
+    /// that is not known. The kernel maps it at the first of them, somewhere high.
     pub trampoline: u64,
 }
 
-/// Where Linux puts the `[uprobes]` page of a 64-bit x86 process unless something is mapped there.
-///
-/// The hint in `__create_xol_area` (kernel/events/uprobes.c, v6.18) is `TASK_SIZE - PAGE_SIZE`, and
-/// `TASK_SIZE` is `(1 << 47) - PAGE_SIZE`.
-pub const DEFAULT_TRAMPOLINE: u64 = (1 << 47) - 2 * 4096;
-
-/// Size of the `[uprobes]` page, in bytes.
-pub const TRAMPOLINE_BYTES: u64 = 4096;
+/// Size of a page, and so of the kernel's `[uprobes]` mapping, in bytes.
+const PAGE_BYTES: u64 = 4096;
 
 impl Target {
-    /// Whether `address` lies in the page of hijacked return addresses.
+    /// Whether a word read where a return address lies is one that the kernel has hijacked.
+    ///
+    /// As long as it is not known where those point, every page's first byte is taken for it: the kernel's code begins
+    /// there (`uprobe_get_trampoline_vaddr` in kernel/events/uprobes.c, v6.18), and hardly any call returns there.
     #[inline(always)]
     pub const fn is_trampoline(&self, address: u64) -> bool {
-        address.wrapping_sub(self.trampoline) < TRAMPOLINE_BYTES
+        if self.trampoline == 0 {
+            return address != 0 && address.is_multiple_of(PAGE_BYTES);
+        }
+        address.wrapping_sub(self.trampoline) < PAGE_BYTES
     }
 
     /// Always false, in a way that no compiler can see.
@@ -58,5 +59,13 @@ mod tests {
         assert!(target.is_trampoline(0x7000));
         assert!(target.is_trampoline(0x7fff));
         assert!(!target.is_trampoline(0x8000));
+    }
+
+    #[test]
+    fn any_pages_first_byte_may_be_the_trampoline_as_long_as_it_is_not_known() {
+        let target = Target::default();
+        assert!(target.is_trampoline(0x7fff_ffff_e000));
+        assert!(!target.is_trampoline(0x7fff_ffff_e008));
+        assert!(!target.is_trampoline(0));
     }
 }

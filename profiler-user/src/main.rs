@@ -6,10 +6,13 @@ use std::{
 };
 
 use clap::Parser;
-use profiler_user::cli::{
-    Outcome,
-    args::Cli,
-    hints::{chain, hint},
+use profiler_user::{
+    cli::{
+        Outcome,
+        args::Cli,
+        hints::{chain, hint},
+    },
+    profile::printable::Printable,
 };
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -32,7 +35,8 @@ fn main() -> ExitCode {
         Err(error) => {
             let causes: Vec<_> = chain(&error).map(ToString::to_string).collect();
             // Nobody listening is no reason to panic.
-            let _ = writeln!(io::stderr(), "heaptap: {}\nhint: {}", causes.join(": "), hint(&error));
+            let (error, hint) = (causes.join(": "), hint(&error));
+            let _ = writeln!(io::stderr(), "heaptap: {}\nhint: {}", Printable(&error), Printable(&hint));
             ExitCode::from(FAILED)
         }
     }

@@ -27,9 +27,21 @@ impl Guest {
         guest
     }
 
+    /// The same, with all its addresses where they are in every such run.
+    pub fn start_without_randomisation(name: &str) -> Self {
+        let mut command = Command::new("setarch");
+        command.arg("--addr-no-randomize").arg(compile::program(name));
+        let mut guest = Self::spawn_command(name, command);
+        guest.line("ready");
+        guest
+    }
+
     /// Starts a program that need not know the protocol.
     pub fn spawn(name: &str, program: &Path) -> Self {
-        let mut command = Command::new(program);
+        Self::spawn_command(name, Command::new(program))
+    }
+
+    fn spawn_command(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process::spawn(command);
         let child = process.child();

@@ -126,3 +126,12 @@ fn a_command_is_found_on_the_path() {
     // Whether `cat` allocates through functions that we know is its own affair.
     assert!(matches!(outcome.code, Some(0 | 1)), "{outcome:#?}");
 }
+
+#[test]
+fn a_command_that_replaces_its_program_ends_the_recording_with_what_the_first_had() {
+    let recorded = Recording::start(&["--", "/bin/sh", "-c", "exec /bin/cat /dev/null"]).wait();
+    let stderr = &recorded.outcome.stderr;
+    assert!(stderr.contains("heaptap: the process has replaced its program"), "{stderr}");
+    let profile = recorded.profile();
+    assert!(profile.total().alloc_objects > 0, "the shell allocates: {:#?}", profile.comments);
+}

@@ -109,3 +109,16 @@ fn a_hundred_thousand_live_blocks_are_followed() {
     let (ledger, _) = record_run("live");
     assert_eq!(ledger.site("live_malloc").inuse_objects, 100_000, "{ledger}");
 }
+
+/// The page that hijacked return addresses point to then lies elsewhere, because the stack is where it would be.
+#[test]
+fn a_process_without_randomised_addresses_is_counted_like_any() {
+    for name in ["every-function", "abandoned"] {
+        let mut guest = Guest::start_without_randomisation(name);
+        let recording = Recording::attach(guest.pid());
+        guest.command("run");
+        let ledger = guest.ledger();
+        ledger.assert_equals(&recording.finish().profile());
+        guest.exit();
+    }
+}

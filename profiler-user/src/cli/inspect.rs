@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use profiler_common::call::Shape;
 
 use super::{args::InspectArgs, error::CliError};
+use crate::profile::printable::Printable;
 use crate::target::{
     Process,
     allocator::{self, Allocator, Findings},
@@ -27,7 +28,8 @@ fn write(
     findings: &Findings,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    writeln!(out, "process {} ({}), {}", process.pid(), process.comm(), process.exe().display())?;
+    let exe = process.exe().to_string_lossy();
+    writeln!(out, "process {} ({}), {}", process.pid(), Printable(process.comm()), Printable(&exe))?;
     for allocator in &findings.allocators {
         write_allocator(allocator, space, out)?;
     }
@@ -39,14 +41,14 @@ fn write(
     }
     for passed in &findings.passed {
         let path = space.modules().get(passed.module).map_or("?", |module| module.path.as_str());
-        writeln!(out, "  {path}: {}", passed.verdict.text())?;
+        writeln!(out, "  {}: {}", Printable(path), Printable(&passed.verdict.text()))?;
     }
     Ok(())
 }
 
 fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
     let path = space.modules().get(allocator.module).map_or("?", |module| module.path.as_str());
-    writeln!(out, "\nallocator {} in {path}", allocator.name)?;
+    writeln!(out, "\nallocator {} in {}", allocator.name, Printable(path))?;
     writeln!(
         out,
         "  {:<24} {:<12} {:>11} {:<22} why there",

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     output::file::{FileError, OutputFile},
-    profile::{heap::losses, write::encode_gzip},
+    profile::{heap::losses, printable::Printable, write::encode_gzip},
     source::RawHeap,
     target::{Process, identity::Identity, launch::Held},
 };
@@ -208,9 +208,9 @@ fn default_path(comm: &str, pid: u32) -> PathBuf {
     PathBuf::from(format!("heap.{}.{pid}.pb.gz", comm.chars().map(safe).collect::<String>()))
 }
 
-/// Talks to people, on stderr. Nobody listening is no reason to stop.
+/// Says one line to people, on stderr. Nobody listening is no reason to stop.
 pub(super) fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "heaptap: {text}");
+    let _ = writeln!(io::stderr(), "heaptap: {}", Printable(text));
 }
 
 #[cfg(test)]

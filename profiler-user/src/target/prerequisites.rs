@@ -59,7 +59,17 @@ const CAP_SYS_PTRACE: u8 = 19;
 
 /// Looks at every prerequisite.
 pub fn check_all() -> Vec<Check> {
-    vec![privileges(), architecture(), kernel(), uprobes(), ring_buffer(), tracepoints(), lockdown(), btf()]
+    vec![
+        privileges(),
+        pid_namespace(),
+        architecture(),
+        kernel(),
+        uprobes(),
+        ring_buffer(),
+        tracepoints(),
+        lockdown(),
+        btf(),
+    ]
 }
 
 /// The first required prerequisite that is not there.
@@ -97,6 +107,26 @@ fn capabilities(effective: u64, is_root: bool) -> Verdict {
         "run the same command with sudo".to_owned()
     };
     missing(format!("{who}, without {}", lacking.join(", ")), next_step)
+}
+
+/// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: the inode of the first PID namespace.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+fn pid_namespace() -> Check {
+    let verdict = match fs::read_link("/proc/self/ns/pid") {
+        Ok(link) if link.as_os_str() == FIRST_PID_NAMESPACE => Verdict::Present("the host's".to_owned()),
+        Ok(link) => missing(
+            format!("{}, a container's", link.display()),
+            "run heaptap on the host, or in a container that shares its PIDs (--pid=host, hostPID: true)"
+                .to_owned(),
+        ),
+        Err(error) => Verdict::Optional(format!("cannot tell: {error}")),
+    };
+    Check {
+        name: "the host's PID namespace",
+        purpose: "mean the same process as the kernel by a PID",
+        verdict,
+    }
 }
 
 fn architecture() -> Check {

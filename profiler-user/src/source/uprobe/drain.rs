@@ -12,9 +12,12 @@ use profiler_common::{
     event::{EventKind, ProcessEvent, StackEvent},
     unwind::WalkEnd,
 };
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::{kernel::Rings, stacks::StackTable};
+use super::{
+    kernel::{Rings, Targets},
+    stacks::StackTable,
+};
 
 /// Something that happened to the target as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +43,15 @@ impl Drain {
     pub(super) fn start(
         rings: Rings,
         pid: u32,
+        targets: Arc<Mutex<Targets>>,
         stacks: StackTable,
         on_notice: impl FnMut(Notice) + Send + 'static,
     ) -> io::Result<Self> {
+        let knows_trampoline = stacks.space.trampoline().is_some();
         let stacks = Arc::new(Mutex::new(stacks));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let mut worker = Worker { rings, pid, stacks: Arc::clone(&stacks), on_notice };
+        let mut worker =
+            Worker { rings, pid, targets, knows_trampoline, stacks: Arc::clone(&stacks), on_notice };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("heaptap-drain".to_owned())
@@ -75,9 +81,15 @@ impl Drop for Drain {
     }
 }
 
+/// How long to wait before looking for the page of hijacked return addresses again.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
 struct Worker<F> {
     rings: Rings,
     pid: u32,
+    targets: Arc<Mutex<Targets>>,
+    /// Whether the kernel side was told where hijacked return addresses point.
+    knows_trampoline: bool,
     stacks: Arc<Mutex<StackTable>>,
     on_notice: F,
 }
@@ -106,9 +118,25 @@ impl<F: FnMut(Notice)> Worker<F> {
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
+            if !self.knows_trampoline {
+                self.look_for_trampoline();
+            }
             if stopping {
                 return;
             }
+        }
+    }
+
+    /// Finds the page of hijacked return addresses, which is mapped with the first of them, and tells the kernel side.
+    fn look_for_trampoline(&mut self) {
+        let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        // A process that has ended needs it no longer.
+        if stacks.space.refresh(self.pid).is_ok()
+            && let Some(trampoline) = stacks.space.trampoline()
+        {
+            let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.set_trampoline(self.pid, trampoline);
+            self.knows_trampoline = true;
         }
     }
 
@@ -121,7 +149,8 @@ impl<F: FnMut(Notice)> Worker<F> {
         if let Some(log) = &self.rings.log {
             fds.push(PollFd::from_borrowed_fd(log.as_fd(), PollFlags::IN));
         }
-        poll(&mut fds, None)?;
+        let timeout = if self.knows_trampoline { None } else { Some(&LOOK_AGAIN) };
+        poll(&mut fds, timeout)?;
         Ok(fds.first().is_some_and(|stop| !stop.revents().is_empty()))
     }
 }

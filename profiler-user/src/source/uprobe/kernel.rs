@@ -75,9 +75,37 @@ impl Default for Capacities {
 /// The loaded programs and their maps. Dropping it takes everything out of the kernel.
 pub(super) struct Kernel {
     ebpf: Ebpf,
-    pub(super) targets: HashMap<MapData, u32, Target>,
     pub(super) counters: HashMap<MapData, u32, Counters>,
     pub(super) totals: HashMap<MapData, TotalsKey, Totals>,
+}
+
+/// The map that says which processes are watched.
+pub(super) struct Targets(HashMap<MapData, u32, Target>);
+
+/// `BPF_EXIST` of include/uapi/linux/bpf.h: replace an entry, but make none.
+const BPF_EXIST: u64 = 2;
+
+impl Targets {
+    /// Begins to watch a process.
+    pub(super) fn insert(&mut self, pid: u32, trampoline: Option<u64>) -> Result<(), KernelError> {
+        self.0.insert(pid, target(trampoline.unwrap_or_default()), 0).map_err(map_refused("TARGETS"))
+    }
+
+    /// Tells where the page of hijacked return addresses is.
+    pub(super) fn set_trampoline(&mut self, pid: u32, trampoline: u64) {
+        // Failing means that the kernel side took the process out, which must stay so.
+        let _ = self.0.insert(pid, target(trampoline), BPF_EXIST);
+    }
+
+    /// Watches a process no longer.
+    pub(super) fn remove(&mut self, pid: u32) {
+        // Failing means that the process replaced its program, upon which the kernel side took it out.
+        let _ = self.0.remove(&pid);
+    }
+}
+
+const fn target(trampoline: u64) -> Target {
+    Target { epoch: 0, flags: 0, trampoline }
 }
 
 /// The ring buffers that the kernel side writes.
@@ -88,7 +116,10 @@ pub(super) struct Rings {
 
 impl Kernel {
     /// Loads the programs; nothing fires yet. `diagnostics` lets them write a log.
-    pub(super) fn load(capacities: &Capacities, diagnostics: bool) -> Result<(Self, Rings), KernelError> {
+    pub(super) fn load(
+        capacities: &Capacities,
+        diagnostics: bool,
+    ) -> Result<(Self, Targets, Rings), KernelError> {
         // The programs' log statements are behind a constant that the kernel removes them by.
         let level = if diagnostics { log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
@@ -113,13 +144,9 @@ impl Kernel {
             None
         };
         let rings = Rings { events: map(&mut ebpf, "EVENTS")?, log };
-        let kernel = Self {
-            targets: map(&mut ebpf, "TARGETS")?,
-            counters: map(&mut ebpf, "COUNTERS")?,
-            totals: map(&mut ebpf, "TOTALS")?,
-            ebpf,
-        };
-        Ok((kernel, rings))
+        let targets = Targets(map(&mut ebpf, "TARGETS")?);
+        let kernel = Self { counters: map(&mut ebpf, "COUNTERS")?, totals: map(&mut ebpf, "TOTALS")?, ebpf };
+        Ok((kernel, targets, rings))
     }
 
     /// A uprobe or uretprobe program.

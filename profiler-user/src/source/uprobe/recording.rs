@@ -3,7 +3,7 @@
 use std::{
     io,
     num::NonZeroU32,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
@@ -11,13 +11,12 @@ use std::{
 use profiler_common::{
     counters::{Counters, REGISTRY, Severity},
     heap::{OVERFLOW_STACK, Totals, TotalsKey},
-    target::{DEFAULT_TRAMPOLINE, Target},
 };
 
 use super::{
     attach::{AttachError, Probes, attach, attach_lifecycle},
     drain::{Drain, Notice},
-    kernel::{Capacities, Kernel, KernelError, map_refused},
+    kernel::{Capacities, Kernel, KernelError, Targets, map_refused},
     stacks::StackTable,
 };
 use crate::{
@@ -80,6 +79,7 @@ pub struct Recording {
     probes: Mutex<Probes>,
     /// The thread that takes them out at the end.
     detaching: Mutex<Option<JoinHandle<()>>>,
+    targets: Arc<Mutex<Targets>>,
     kernel: Mutex<Kernel>,
     drain: Drain,
     started: SystemTime,
@@ -110,24 +110,26 @@ impl Recording {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
-        let (mut kernel, rings) = Kernel::load(capacities, diagnostics)?;
+        let (mut kernel, targets, rings) = Kernel::load(capacities, diagnostics)?;
         let probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
         let trampoline = space.trampoline();
-        let drain =
-            Drain::start(rings, pid, StackTable::new(space), on_notice).map_err(RecordError::Drain)?;
+        let targets = Arc::new(Mutex::new(targets));
+        let drain = Drain::start(rings, pid, Arc::clone(&targets), StackTable::new(space), on_notice);
+        let drain = drain.map_err(RecordError::Drain)?;
         kernel
             .totals
             .insert(TotalsKey::overflow(pid), overflow_totals(), 0)
             .map_err(map_refused("TOTALS"))?;
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
-        set_target(&mut kernel, pid, trampoline, 0)?;
+        lock(&targets).insert(pid, trampoline)?;
         Ok(Self {
             process,
             findings,
             probes: Mutex::new(probes),
             detaching: Mutex::default(),
+            targets,
             kernel: Mutex::new(kernel),
             drain,
             started: SystemTime::now(),
@@ -152,19 +154,11 @@ impl Recording {
         self.findings.unprobed(&self.drain.stacks().space)
     }
 
-    /// How the recording is going. Tells the kernel side where hijacked return addresses lead, too, should that
-    /// not be where it was taken to be.
+    /// How the recording is going.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
-        let mut kernel = lock(&self.kernel);
-        let (trampoline, stacks) = {
-            let table = self.drain.stacks();
-            (table.space.trampoline(), table.stacks().len())
-        };
+        let stacks = self.drain.stacks().stacks().len();
+        let kernel = lock(&self.kernel);
         let pid = self.process.pid();
-        if trampoline.is_some_and(|page| page != DEFAULT_TRAMPOLINE) {
-            // A target that is gone from the map has replaced its program, and must not come back.
-            let _ = set_target(&mut kernel, pid, trampoline, BPF_EXIST);
-        }
         let mut vitals = Vitals { stacks, ..Vitals::default() };
         for (_, totals) in totals_of(&kernel)? {
             vitals.alloc_objects += totals.alloc_objects;
@@ -234,8 +228,7 @@ impl Recording {
         if ended.is_some() {
             return;
         }
-        // Failing means that the target replaced its program, upon which the kernel side took it out.
-        let _ = lock(&self.kernel).targets.remove(&self.process.pid());
+        lock(&self.targets).remove(self.process.pid());
         *ended = Some(self.began.elapsed());
         // It takes seconds to take all of them out, in which the numbers can be looked at.
         let probes = std::mem::take(&mut *lock(&self.probes));
@@ -273,14 +266,6 @@ fn attach_to(
     };
     attach(kernel, &findings.allocators, space, thread)
         .map_err(|error| if process.has_ended() { gone.into() } else { error.into() })
-}
-
-/// `BPF_EXIST` of include/uapi/linux/bpf.h: replace an entry, but make none.
-const BPF_EXIST: u64 = 2;
-
-fn set_target(kernel: &mut Kernel, pid: u32, trampoline: Option<u64>, flags: u64) -> Result<(), KernelError> {
-    let target = Target { epoch: 0, flags: 0, trampoline: trampoline.unwrap_or(DEFAULT_TRAMPOLINE) };
-    kernel.targets.insert(pid, target, flags).map_err(map_refused("TARGETS"))
 }
 
 const fn overflow_totals() -> Totals {

@@ -36,8 +36,7 @@ impl StackTable {
             return;
         }
         let is_unknown = |address| self.space.find(lookup(address)).is_none();
-        // The page of hijacked return addresses comes with the first of them, which is about now.
-        if self.space.trampoline().is_none() || pcs.clone().any(is_unknown) {
+        if pcs.clone().any(is_unknown) {
             // A process that has ended keeps the mappings that were seen.
             if let Err(error) = self.space.refresh(pid) {
                 tracing::debug!(pid, %error, "mappings not read again");
