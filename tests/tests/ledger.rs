@@ -110,6 +110,12 @@ fn a_hundred_thousand_live_blocks_are_followed() {
     assert_eq!(ledger.site("live_malloc").inuse_objects, 100_000, "{ledger}");
 }
 
+#[test]
+fn a_block_whose_free_went_unseen_counts_as_freed_when_its_address_comes_again() {
+    let (_, profile) = record_run("overwritten");
+    assert_eq!(profile.counter("overwritten_blocks"), 49, "{:#?}", profile.comments);
+}
+
 /// The page that hijacked return addresses point to then lies elsewhere, because the stack is where it would be.
 #[test]
 fn a_process_without_randomised_addresses_is_counted_like_any() {

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that can be tested here, and one summary at the end.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS};
-use crate::workspace::{self, cargo, is_root, target_dir};
+use crate::workspace::{self, cargo, is_root, root, target_dir};
 
 /// What one run of `cargo test` came to.
 #[derive(Debug, Default)]
@@ -34,13 +36,40 @@ pub(crate) fn run() -> Result<()> {
     units.args(["test", "--no-fail-fast", "--workspace", "--exclude", "heaptap-tests"]);
     suites.push(("unit", Some(tally(units)?)));
 
+    let mut replay = cargo()?;
+    replay.args(["test", "--no-fail-fast", "--package", "heaptap-tests", "--lib"]).args(targets(&REPLAY));
+    replay.env("HEAPTAP_BIN", &heaptap);
+    suites.push(("replay", Some(tally(replay)?)));
+
     let mut kernel = cargo()?;
+    kernel.args(["test", "--no-fail-fast", "--package", "heaptap-tests"]).args(targets(&kernel_tests()?));
     // One at a time: each test has probes in the libc that all of them run on.
-    kernel.args(["test", "--no-fail-fast", "--package", "heaptap-tests", "--", "--test-threads=1"]);
-    kernel.env("HEAPTAP_BIN", &heaptap);
+    kernel.args(["--", "--test-threads=1"]).env("HEAPTAP_BIN", &heaptap);
     suites.push(("kernel", if is_root() { Some(tally(kernel)?) } else { None }));
 
     summarise(&suites)
+}
+
+/// The tests of the `heaptap` binary that work on files and need no root.
+const REPLAY: [&str; 2] = ["bad_profile", "replay"];
+
+/// All others, which need root and a kernel with BPF.
+fn kernel_tests() -> Result<Vec<String>> {
+    let folder = root()?.join("tests/tests");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_stem().and_then(OsStr::to_str) else { continue };
+        if path.extension().is_some_and(|extension| extension == "rs") && !REPLAY.contains(&name) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn targets(names: &[impl AsRef<str>]) -> Vec<&str> {
+    names.iter().flat_map(|name| ["--test", name.as_ref()]).collect()
 }
 
 /// Runs `cargo test`, passes its output on, and adds up the results of its test binaries.

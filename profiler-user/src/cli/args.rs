@@ -12,15 +12,19 @@ use crate::source::uprobe::Capacities;
 /// heaptap attaches to a running process, counts what its allocator hands out and takes back, by call stack, and
 /// writes profiles that `go tool pprof` and every other pprof viewer open. The program needs no restart, no code
 /// change and no preloaded library. Needs root.
-///
-/// Examples:
-///
-///   heaptap record --pid 1234 --duration 30s    half a minute of a running process
-///   heaptap record -- ./server --port 8080      a command, from its first allocation on
-///   heaptap serve --pid 1234                    for go tool pprof http://localhost:6060/debug/pprof/heap
-///   heaptap report heap.server.1234.pb.gz       look at a profile again
 #[derive(Debug, Parser)]
-#[command(name = "heaptap", version, verbatim_doc_comment, max_term_width = 100)]
+#[command(
+    name = "heaptap",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  heaptap record --pid 1234 --duration 30s   half a minute of a running process
+  heaptap record -- ./server --port 8080     a command, from its first allocation on
+  heaptap serve --pid 1234                   for `go tool pprof` and the like
+  heaptap report heap.server.1234.pb.gz      look at a profile again
+  heaptap inspect --pid 1234                 what would be probed, and where"
+)]
 pub struct Cli {
     /// What to log to stderr: error, warn, info, debug or trace. From debug on, the kernel side logs too.
     #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
@@ -51,6 +55,9 @@ pub enum Command {
 /// Counts every allocation from the moment the probes are in. Blocks allocated before that are not known; their
 /// frees are counted, not guessed. Ends with Ctrl-C, after --duration, or with the process.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes: 0 when a profile was written, 1 when it is empty, 2 when something failed.
+A second Ctrl-C ends heaptap at once, without a profile. The process goes on in any case.")]
 pub struct RecordArgs {
     /// The process to attach to.
     #[arg(long, value_name = "PID", required_unless_present = "command", conflicts_with = "command")]
