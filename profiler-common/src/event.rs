@@ -1,6 +1,9 @@
 //! Records that the kernel side sends through the ring buffer.
 
-use crate::limits::MAX_FRAMES;
+use crate::{
+    limits::{COPY_BYTES, MAX_FRAMES},
+    unwind::Regs,
+};
 
 /// What a ring-buffer record is, its first four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +15,10 @@ pub enum EventKind {
     Exec = 2,
     /// A [`ProcessEvent`]: the target's first thread has ended; others may go on.
     LeaderExit = 3,
+    /// A [`MissEvent`].
+    Miss = 4,
+    /// A [`ProcessEvent`]: code was or is about to be unmapped, and the epoch raised.
+    CodeChange = 5,
 }
 
 impl EventKind {
@@ -21,15 +28,19 @@ impl EventKind {
             1 => Self::Stack,
             2 => Self::Exec,
             3 => Self::LeaderExit,
+            4 => Self::Miss,
+            5 => Self::CodeChange,
             _ => return None,
         })
     }
 }
 
-/// The frames of a stack that user space has not seen.
+/// The frames of a stack that user space has not seen; there is room for `FRAMES` of them.
+///
+/// Most stacks fit a small record, and so several thousand of them the ring buffer.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct StackEvent {
+pub struct StackEvent<const FRAMES: usize> {
     /// [`EventKind::Stack`].
     pub kind: u32,
     /// The target's tgid.
@@ -41,7 +52,31 @@ pub struct StackEvent {
     /// How the walk ended, a [`crate::unwind::WalkEnd`].
     pub end: u32,
     /// The frames, leaf first: the pc of the caller of the allocator, then return addresses.
+    pub pcs: [u64; FRAMES],
+}
+
+/// A stack that the kernel cannot walk to its end yet, with what user space needs to do so and to teach it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MissEvent {
+    /// [`EventKind::Miss`].
+    pub kind: u32,
+    /// The target's tgid.
+    pub tgid: u32,
+    /// The id under which `TOTALS` counts the allocation; 0 when only the rows are wanted.
+    pub stack: u64,
+    /// Number of frames in `pcs`.
+    pub depth: u32,
+    /// The epoch in which rows are missing.
+    pub epoch: u32,
+    /// The registers at the frame whose row is missing, which is the last in `pcs`.
+    pub regs: Regs,
+    /// Number of bytes in `bytes`.
+    pub length: u64,
+    /// The frames that the kernel has walked, leaf first.
     pub pcs: [u64; MAX_FRAMES],
+    /// The stack from `regs.sp` on.
+    pub bytes: [u8; COPY_BYTES],
 }
 
 /// Something that happened to a target as a whole.
@@ -54,5 +89,6 @@ pub struct ProcessEvent {
     pub tgid: u32,
 }
 
-const _: () = assert!(size_of::<StackEvent>() == 24 + 8 * MAX_FRAMES, "no padding");
+const _: () = assert!(size_of::<StackEvent<MAX_FRAMES>>() == 24 + 8 * MAX_FRAMES, "no padding");
+const _: () = assert!(size_of::<MissEvent>() == 56 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<ProcessEvent>() == 8, "no padding");

@@ -1,11 +1,28 @@
 //! Capacities of the kernel maps, with their arithmetic.
 
-use crate::event::StackEvent;
+use crate::event::{MissEvent, StackEvent};
 
-/// Frames kept of one stack, counted from the leaf.
+/// Most frames that can be kept of one stack, counted from the leaf.
+pub const MAX_FRAMES: usize = 512;
+
+/// Frames that fit a small record on its way to user space.
+pub const FEW_FRAMES: usize = 48;
+
+/// Frames kept of one stack unless something else is asked for.
 ///
 /// 127 is what the kernel's own `PERF_MAX_STACK_DEPTH` has, so that profiles compare.
-pub const MAX_FRAMES: usize = 127;
+pub const DEFAULT_FRAMES: u32 = 127;
+
+/// Most bytes of a stack that are copied for user space to learn from.
+///
+/// Debian's python3 and sqlite3 stay below 16 KiB in ordinary use; a page more costs the target a quarter of a microsecond.
+pub const COPY_BYTES: usize = 8 * 4096;
+
+/// Rows that can be known at a time: return addresses on the way to an allocation.
+///
+/// The bucket array has 4 MiB. Entries are allocated as they come: 24 B of key and value and 48 B of the kernel's own, in
+/// slots of 96 B; a JVM has some 20,000.
+pub const MAX_ROWS: u32 = 1 << 18;
 
 /// Processes that one set of programs can watch at a time.
 pub const MAX_TARGETS: u32 = 1024;
@@ -29,11 +46,13 @@ pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.
 ///
-/// A [`StackEvent`] is a little over 1 KiB: room for some 8,000 new stacks between two reads.
-pub const DEFAULT_RING_BYTES: u32 = 1 << 23;
+/// A [`StackEvent`] has half a KiB, or 4 where it is deep, and a [`MissEvent`] 36: room for some 900 stacks that are yet to
+/// be learned, which is what a program allocates in the first few milliseconds.
+pub const DEFAULT_RING_BYTES: u32 = 1 << 25;
 
 const _: () = assert!(MAX_FRAMES <= u16::MAX as usize, "depths are stored in 16 bits");
 const _: () = assert!(
-    DEFAULT_RING_BYTES as usize / (size_of::<StackEvent>() + 8) >= 4096,
+    DEFAULT_RING_BYTES as usize / (size_of::<MissEvent>() + 8) >= 900
+        && size_of::<StackEvent<MAX_FRAMES>>() < size_of::<MissEvent>(),
     "a burst of new stacks at start-up must fit"
 );

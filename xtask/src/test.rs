@@ -26,9 +26,9 @@ struct Tally {
 pub(crate) fn run() -> Result<()> {
     packages::ensure_installed(&[CC, LIBC_HEADERS, CXX, GO])?;
 
-    // Cargo builds a binary for the tests of its own package only.
-    workspace::run(cargo()?.args(["build", "--package", "profiler-user", "--bin", "heaptap"]))?;
-    let heaptap = target_dir()?.join("debug/heaptap");
+    // The one that users have; and cargo builds a binary for the tests of its own package only.
+    workspace::run(cargo()?.args(["build", "--release", "--package", "profiler-user", "--bin", "heaptap"]))?;
+    let heaptap = target_dir()?.join("release/heaptap");
     ensure!(heaptap.exists(), "cargo has built heaptap, but not at {}", heaptap.display());
 
     let mut suites = Vec::new();

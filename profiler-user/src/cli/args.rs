@@ -4,6 +4,8 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use profiler_common::limits::MAX_FRAMES;
+
 use super::report::ReportArgs;
 use crate::source::uprobe::Capacities;
 
@@ -137,14 +139,19 @@ pub struct CapacityArgs {
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_stacks: u32,
 
+    /// Frames to keep of a stack, counted from the leaf; deeper ones are cut, and say so.
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().stack_depth,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_FRAMES as i64))]
+    pub stack_depth: u32,
+
     /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096.
     #[arg(long, value_name = "BYTES", default_value_t = Capacities::default().ring_bytes, value_parser = ring_bytes)]
     pub ring_bytes: u32,
 }
 
 impl From<CapacityArgs> for Capacities {
-    fn from(CapacityArgs { max_live, max_stacks, ring_bytes }: CapacityArgs) -> Self {
-        Self { live_blocks: max_live, totals: max_stacks, ring_bytes }
+    fn from(CapacityArgs { max_live, max_stacks, stack_depth, ring_bytes }: CapacityArgs) -> Self {
+        Self { live_blocks: max_live, totals: max_stacks, ring_bytes, stack_depth }
     }
 }
 

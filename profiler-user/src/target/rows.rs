@@ -1,0 +1,106 @@
+//! How to go on from any pc of a process: by what its file says, by frame pointer, or not at all.
+
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+
+use profiler_common::unwind::{Row, WalkEnd};
+
+use super::{
+    cfi::UnwindInfo,
+    elf,
+    maps::{AddressSpace, Content, Module, Range},
+};
+
+/// Rows for the pcs of one process, with the unwind information of the files seen so far.
+pub struct RowSource {
+    pid: u32,
+    files: HashMap<usize, FileRows>,
+    vdso: Option<Option<UnwindInfo>>,
+}
+
+/// What a file says about its code.
+enum FileRows {
+    /// The rules of its functions.
+    Info { info: UnwindInfo, is_go: bool },
+    /// Nothing at all, as Go programs do; they keep frame pointers.
+    Nothing,
+}
+
+/// The vDSO has two pages or three; nothing of that name is longer than this.
+const VDSO_LIMIT_BYTES: u64 = 1 << 20;
+
+impl RowSource {
+    /// Rows of the process `pid`.
+    pub fn new(pid: u32) -> Self {
+        Self { pid, files: HashMap::new(), vdso: None }
+    }
+
+    /// The row at a pc, which is a return address.
+    ///
+    /// Looks at the process's mappings where the pc lies in none that is known.
+    pub fn row(&mut self, pc: u64, space: &mut AddressSpace) -> Row {
+        let Some(call) = pc.checked_sub(1) else { return Row::stop(WalkEnd::NoCode) };
+        if space.find(call).is_none() {
+            // A process that has ended keeps the mappings that were seen.
+            let _ = space.refresh(self.pid);
+        }
+        let Some(range) = space.find(call).and_then(|index| space.ranges().get(index)) else {
+            return Row::stop(WalkEnd::NoCode);
+        };
+        match &range.content {
+            Content::Module(index) => {
+                let Some(module) = space.modules().get(*index) else { return Row::stop(WalkEnd::NoCode) };
+                self.file_row(*index, module, range, call)
+            }
+            Content::Unnamed(name) => match name.as_str() {
+                "[uprobes]" => Row::stop(WalkEnd::Trampoline),
+                "[vdso]" => self.vdso_row(range, call),
+                // Code made at run time.
+                _ => Row::FRAME_POINTER,
+            },
+        }
+    }
+
+    fn file_row(&mut self, index: usize, module: &Module, range: &Range, call: u64) -> Row {
+        let Some(file) = module.file.as_deref() else { return Row::stop(WalkEnd::NoUnwindInfo) };
+        let rows = self.files.entry(index).or_insert_with(|| FileRows::of(file, &module.path));
+        let FileRows::Info { info, is_go } = rows else { return Row::FRAME_POINTER };
+        let Some(svma) =
+            (call - range.start).checked_add(range.offset).and_then(|offset| info.svma_of(offset))
+        else {
+            return Row::stop(WalkEnd::NoUnwindInfo);
+        };
+        let row = info.row(svma);
+        // A Go program with C in it has rules for the C only.
+        if *is_go && row == Row::stop(WalkEnd::NoUnwindInfo) { Row::FRAME_POINTER } else { row }
+    }
+
+    fn vdso_row(&mut self, range: &Range, call: u64) -> Row {
+        let pid = self.pid;
+        let info = self.vdso.get_or_insert_with(|| read_vdso(pid, range));
+        let row = info.as_mut().and_then(|info| Some(info.row(info.svma_of(call - range.start)?)));
+        row.unwrap_or(Row::stop(WalkEnd::NoUnwindInfo))
+    }
+}
+
+impl FileRows {
+    fn of(file: &File, path: &str) -> Self {
+        let is_go = elf::is_go(file).unwrap_or_default();
+        match UnwindInfo::load(file) {
+            Ok(Some(info)) => Self::Info { info, is_go },
+            Ok(None) => Self::Nothing,
+            Err(error) => {
+                tracing::warn!(path, %error, "no unwind information");
+                Self::Nothing
+            }
+        }
+    }
+}
+
+/// The vDSO is in no file: it is read out of the process, in which it is the same from beginning to end.
+fn read_vdso(pid: u32, range: &Range) -> Option<UnwindInfo> {
+    let length = range.end.checked_sub(range.start).filter(|length| *length <= VDSO_LIMIT_BYTES)?;
+    let mut bytes = vec![0; usize::try_from(length).ok()?];
+    let thread = super::process::live_thread(pid)?;
+    File::open(format!("/proc/{thread}/mem")).ok()?.read_exact_at(&mut bytes, range.start).ok()?;
+    UnwindInfo::from_image(bytes).ok().flatten()
+}
