@@ -1,7 +1,7 @@
 //! Records that the kernel side sends through the ring buffer.
 
 use crate::{
-    limits::{COPY_BYTES, MAX_FRAMES},
+    limits::{COPY_BYTES, FEW_FRAMES, MAX_FRAMES, SMALL_COPY_BYTES},
     unwind::Regs,
 };
 
@@ -55,10 +55,11 @@ pub struct StackEvent<const FRAMES: usize> {
     pub pcs: [u64; FRAMES],
 }
 
-/// A stack that the kernel cannot walk to its end yet, with what user space needs to do so and to teach it.
+/// A stack that the kernel cannot walk to its end yet, with what user space needs to do so and to teach it; there is room
+/// for `FRAMES` frames and `BYTES` bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct MissEvent {
+pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
     /// [`EventKind::Miss`].
     pub kind: u32,
     /// The target's tgid.
@@ -72,12 +73,20 @@ pub struct MissEvent {
     /// The registers at the frame whose row is missing, which is the last in `pcs`.
     pub regs: Regs,
     /// Number of bytes in `bytes`.
-    pub length: u64,
+    pub length: u32,
+    /// Number of frames that `pcs` has room for.
+    pub frames: u32,
     /// The frames that the kernel has walked, leaf first.
-    pub pcs: [u64; MAX_FRAMES],
+    pub pcs: [u64; FRAMES],
     /// The stack from `regs.sp` on.
-    pub bytes: [u8; COPY_BYTES],
+    pub bytes: [u8; BYTES],
 }
+
+/// A [`MissEvent`] for any stack.
+pub type LargeMiss = MissEvent<MAX_FRAMES, COPY_BYTES>;
+
+/// A [`MissEvent`] for when there are many of them.
+pub type SmallMiss = MissEvent<FEW_FRAMES, SMALL_COPY_BYTES>;
 
 /// Something that happened to a target as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -90,5 +99,6 @@ pub struct ProcessEvent {
 }
 
 const _: () = assert!(size_of::<StackEvent<MAX_FRAMES>>() == 24 + 8 * MAX_FRAMES, "no padding");
-const _: () = assert!(size_of::<MissEvent>() == 56 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<LargeMiss>() == 56 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<SmallMiss>() == 56 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<ProcessEvent>() == 8, "no padding");

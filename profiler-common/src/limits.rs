@@ -1,6 +1,6 @@
 //! Capacities of the kernel maps, with their arithmetic.
 
-use crate::event::{MissEvent, StackEvent};
+use crate::event::{LargeMiss, SmallMiss, StackEvent};
 
 /// Most frames that can be kept of one stack, counted from the leaf.
 pub const MAX_FRAMES: usize = 512;
@@ -17,6 +17,9 @@ pub const DEFAULT_FRAMES: u32 = 127;
 ///
 /// Debian's python3 and sqlite3 stay below 16 KiB in ordinary use; a page more costs the target a quarter of a microsecond.
 pub const COPY_BYTES: usize = 8 * 4096;
+
+/// Bytes copied of a stack while the ring buffer is filling up: most stacks of most programs are not larger.
+pub const SMALL_COPY_BYTES: usize = 2048;
 
 /// Rows that can be known at a time: return addresses on the way to an allocation.
 ///
@@ -46,13 +49,14 @@ pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.
 ///
-/// A [`StackEvent`] has half a KiB, or 4 where it is deep, and a [`MissEvent`] 36: room for some 900 stacks that are yet to
-/// be learned, which is what a program allocates in the first few milliseconds.
+/// A [`StackEvent`] has half a KiB, or 4 where it is deep; a stack that is yet to be learned is a [`LargeMiss`] of 36 KiB until a
+/// quarter of the buffer is full, and then a [`SmallMiss`] of 2.5: room for 200 and 9,000 of them, which is what a busy program
+/// allocates before user space gets to run.
 pub const DEFAULT_RING_BYTES: u32 = 1 << 25;
 
 const _: () = assert!(MAX_FRAMES <= u16::MAX as usize, "depths are stored in 16 bits");
 const _: () = assert!(
-    DEFAULT_RING_BYTES as usize / (size_of::<MissEvent>() + 8) >= 900
-        && size_of::<StackEvent<MAX_FRAMES>>() < size_of::<MissEvent>(),
+    DEFAULT_RING_BYTES as usize / 4 * 3 / (size_of::<SmallMiss>() + 8) >= 9_000
+        && size_of::<StackEvent<MAX_FRAMES>>() < size_of::<LargeMiss>(),
     "a burst of new stacks at start-up must fit"
 );

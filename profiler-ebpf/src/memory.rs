@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_probe_read_user, generated};
-use profiler_common::{limits::COPY_BYTES, unwind::ReadMemory};
+use profiler_common::unwind::ReadMemory;
 
 /// The memory of the process that runs on this CPU.
 pub struct UserMemory;
@@ -11,22 +11,23 @@ pub struct UserMemory;
 /// A page, the most that is read at once.
 const PAGE_BYTES: usize = 4096;
 
-/// Copies the stack from `sp` on into `bytes`, page by page up to the first that is not there; gives the length.
+/// Copies the stack from `sp` on into `bytes`, piece by piece up to the first page that is not there; gives the length.
 #[inline(always)]
-pub fn copy_stack(bytes: *mut [u8; COPY_BYTES], sp: u64) -> u64 {
+pub fn copy_stack<const BYTES: usize>(bytes: *mut [u8; BYTES], sp: u64) -> u32 {
+    let piece_bytes = if BYTES < PAGE_BYTES { BYTES } else { PAGE_BYTES };
     let mut length = 0;
     // Written out by the compiler: the verifier then sees constant places to write to.
-    for page in 0..COPY_BYTES / PAGE_BYTES {
-        let from = sp.wrapping_add((page * PAGE_BYTES) as u64);
-        // SAFETY: the page lies inside `bytes`.
-        let to = unsafe { bytes.cast::<u8>().add(page * PAGE_BYTES) };
-        if read(to, PAGE_BYTES as u32, from) {
-            length += PAGE_BYTES as u64;
+    for piece in 0..BYTES / piece_bytes {
+        let from = sp.wrapping_add((piece * piece_bytes) as u64);
+        // SAFETY: the piece lies inside `bytes`.
+        let to = unsafe { bytes.cast::<u8>().add(piece * piece_bytes) };
+        if read(to, piece_bytes as u32, from) {
+            length += piece_bytes as u32;
             continue;
         }
         // The stack ends somewhere in here, at the end of a page of the target's.
-        let rest = PAGE_BYTES as u64 - (from & (PAGE_BYTES as u64 - 1));
-        if rest < PAGE_BYTES as u64 && read(to, rest as u32, from) {
+        let rest = PAGE_BYTES as u32 - (from as u32 & (PAGE_BYTES as u32 - 1));
+        if rest < piece_bytes as u32 && read(to, rest, from) {
             length += rest;
         }
         break;

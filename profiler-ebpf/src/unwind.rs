@@ -2,11 +2,14 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_loop};
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
+    helpers::{bpf_ktime_get_ns, generated::bpf_loop},
+};
 use profiler_common::{
     event::{EventKind, MissEvent, StackEvent},
     heap::RowKey,
-    limits::{FEW_FRAMES, MAX_FRAMES},
+    limits::{COPY_BYTES, FEW_FRAMES, MAX_FRAMES, SMALL_COPY_BYTES},
     target::Target,
     unwind::{Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step},
 };
@@ -61,6 +64,12 @@ impl Walk {
                 false
             }
         }
+    }
+
+    /// Frames walked.
+    #[inline(always)]
+    pub const fn depth(&self) -> u32 {
+        self.depth
     }
 
     /// Whether the walk stopped for want of a row.
@@ -170,15 +179,33 @@ fn send_stack_of<const FRAMES: usize>(stack: u64, regs: Regs, tgid: u32, target:
 
 /// Sends what user space needs to walk the stack whose leaf is `regs` and to teach the kernel how; false when the ring
 /// buffer is full. `stack` is the id under which the allocation is counted, or 0.
+///
+/// Where records are waiting already, more are likely to come before they are read: then they are small.
 #[inline(always)]
-pub fn send_miss(stack: u64, regs: Regs, tgid: u32, target: &Target) -> bool {
-    let Some(mut entry) = EVENTS.reserve::<MissEvent>(0) else {
+pub fn send_miss(stack: u64, depth: u32, regs: Regs, tgid: u32, target: &Target) -> bool {
+    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    let is_busy = waiting > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 4;
+    if is_busy && depth as usize <= FEW_FRAMES {
+        send_miss_of::<FEW_FRAMES, SMALL_COPY_BYTES>(stack, regs, tgid, target)
+    } else {
+        send_miss_of::<MAX_FRAMES, COPY_BYTES>(stack, regs, tgid, target)
+    }
+}
+
+#[inline(always)]
+fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
+    stack: u64,
+    regs: Regs,
+    tgid: u32,
+    target: &Target,
+) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<MissEvent<FRAMES, BYTES>>(0) else {
         return false;
     };
-    let event: *mut MissEvent = entry.as_mut_ptr();
+    let event: *mut MissEvent<FRAMES, BYTES> = entry.as_mut_ptr();
     // SAFETY: `event` is a reservation of the record's size.
     let (pcs, bytes) = unsafe { ((&raw mut (*event).pcs).cast::<u64>(), &raw mut (*event).bytes) };
-    let walk = transcribe::<MAX_FRAMES>(pcs, regs, tgid, target);
+    let walk = transcribe::<FRAMES>(pcs, regs, tgid, target);
     let length = copy_stack(bytes, walk.regs.sp);
     // SAFETY: as above.
     unsafe {
@@ -189,6 +216,7 @@ pub fn send_miss(stack: u64, regs: Regs, tgid: u32, target: &Target) -> bool {
         (*event).epoch = target.epoch;
         (*event).regs = walk.regs;
         (*event).length = length;
+        (*event).frames = FRAMES as u32;
     }
     entry.submit(0);
     true
@@ -212,7 +240,7 @@ pub fn is_inside(regs: Regs, outer_sp: u64, tgid: u32, target: &Target) -> bool 
     unsafe { bpf_loop(target.depth, nesting_frame as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.misses_row != 0 {
         // Nested calls are not walked otherwise, and would never be learned from.
-        send_miss(0, regs, tgid, target);
+        send_miss(0, 0, regs, tgid, target);
     }
     walk.nesting.is_inside()
 }

@@ -34,6 +34,17 @@ impl RowSource {
         Self { pid, files: HashMap::new(), vdso: None }
     }
 
+    /// Reads the unwind information of every file that is mapped now.
+    pub fn prepare(&mut self, space: &AddressSpace) {
+        for range in space.current() {
+            let Content::Module(index) = range.content else { continue };
+            let Some(module) = space.modules().get(index) else { continue };
+            if let Some(file) = module.file.as_deref() {
+                self.files.entry(index).or_insert_with(|| FileRows::of(file, &module.path));
+            }
+        }
+    }
+
     /// The row at a pc, which is a return address.
     ///
     /// Looks at the process's mappings where the pc lies in none that is known.

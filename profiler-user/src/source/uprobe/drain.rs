@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    process::setpriority_process,
+};
 
 use super::{
     kernel::Rings,
@@ -94,6 +97,10 @@ struct Worker<F> {
 
 impl<F: FnMut(Notice)> Worker<F> {
     fn run(&mut self, stop: &OwnedFd) {
+        // Until the kernel has learned to walk a stack, each allocation costs the target more than later ones.
+        if let Err(error) = setpriority_process(None, -20) {
+            tracing::debug!(%error, "draining at ordinary priority");
+        }
         loop {
             let stopping = match self.wait(stop) {
                 Ok(stopping) => stopping,

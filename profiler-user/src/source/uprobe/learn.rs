@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use profiler_common::{
-    limits::COPY_BYTES,
+    limits::{COPY_BYTES, SMALL_COPY_BYTES},
     unwind::{ReadMemory, Row, WalkEnd, step},
 };
 
@@ -26,6 +26,11 @@ impl Learner {
     pub(super) fn new(pid: u32, depth: u32, teaching: Teaching) -> Self {
         let depth = usize::try_from(depth).unwrap_or(usize::MAX);
         Self { pid, depth, teaching, source: RowSource::new(pid), epoch: 0, rows: HashMap::new() }
+    }
+
+    /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.
+    pub(super) fn prepare(&mut self, space: &AddressSpace) {
+        self.source.prepare(space);
     }
 
     /// Walks a stack to its end, files it, and teaches every row on the way.
@@ -65,7 +70,8 @@ impl Learner {
             match step(row, &regs, &copy) {
                 Ok(_) if pcs.len() >= self.depth => return (pcs, WalkEnd::Cut),
                 Ok(caller) => regs = caller,
-                Err(WalkEnd::Unreadable) if miss.bytes.len() == COPY_BYTES => {
+                // A copy of that size is one that had to end, whatever came behind it.
+                Err(WalkEnd::Unreadable) if [COPY_BYTES, SMALL_COPY_BYTES].contains(&miss.bytes.len()) => {
                     return (pcs, WalkEnd::CopyEnds);
                 }
                 Err(end) => return (pcs, end),

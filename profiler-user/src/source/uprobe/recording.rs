@@ -118,7 +118,8 @@ impl Recording {
             tracing::warn!(%error, "libraries that are unloaded will not be noticed");
         }
         let mut targets = targets;
-        let learner = Learner::new(pid, capacities.stack_depth, teaching);
+        let mut learner = Learner::new(pid, capacities.stack_depth, teaching);
+        learner.prepare(&space);
         let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         kernel

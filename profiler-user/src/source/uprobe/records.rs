@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use profiler_common::{
-    event::{EventKind, MissEvent, ProcessEvent, StackEvent},
+    event::{EventKind, ProcessEvent, SmallMiss, StackEvent},
     unwind::{Regs, WalkEnd},
 };
 
@@ -65,18 +65,20 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             end: WalkEnd::from_raw(half(bytes, offset_of!(StackEvent<1>, end))?)?,
         }),
         EventKind::Miss => {
-            let length = usize::try_from(word(bytes, offset_of!(MissEvent, length))?).ok()?;
-            let regs = offset_of!(MissEvent, regs);
+            let size = |field| usize::try_from(half(bytes, field)?).ok();
+            let room = size(offset_of!(SmallMiss, frames))?.checked_mul(size_of::<u64>())?;
+            let copied = bytes.get(offset_of!(SmallMiss, pcs).checked_add(room)?..)?;
+            let regs = offset_of!(SmallMiss, regs);
             Some(Record::Miss(Miss {
-                stack: word(bytes, offset_of!(MissEvent, stack))?,
-                epoch: half(bytes, offset_of!(MissEvent, epoch))?,
+                stack: word(bytes, offset_of!(SmallMiss, stack))?,
+                epoch: half(bytes, offset_of!(SmallMiss, epoch))?,
                 regs: Regs {
                     pc: word(bytes, regs + offset_of!(Regs, pc))?,
                     sp: word(bytes, regs + offset_of!(Regs, sp))?,
                     fp: word(bytes, regs + offset_of!(Regs, fp))?,
                 },
-                pcs: words(bytes, offset_of!(MissEvent, pcs), half(bytes, offset_of!(MissEvent, depth))?)?,
-                bytes: bytes.get(offset_of!(MissEvent, bytes)..)?.get(..length)?,
+                pcs: words(bytes, offset_of!(SmallMiss, pcs), half(bytes, offset_of!(SmallMiss, depth))?)?,
+                bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
             }))
         }
     }
