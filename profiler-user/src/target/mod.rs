@@ -10,6 +10,8 @@ pub mod maps;
 
 pub mod elf;
 
+pub mod cfi;
+
 pub mod site;
 
 pub mod allocator;

@@ -1,0 +1,63 @@
+//! An index of our own over all functions of a table, for tables that come without one.
+
+use gimli::{BaseAddresses, CieOrFde, UnwindSection};
+
+use super::table::{Cie, Slice, cie_at};
+
+/// Where each function begins and where its description lies, in order.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    starts: Vec<Start>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Start {
+    address: u64,
+    offset: u32,
+}
+
+/// Chromium has 600,000 functions. An index of this many takes 64 MiB.
+const ENTRIES_LIMIT: usize = 4 << 20;
+
+impl Index {
+    /// The index of a section; an empty one where it has more functions than any real one.
+    pub(super) fn build<'data, S: UnwindSection<Slice<'data>>>(
+        section: &S,
+        bytes: &[u8],
+        bases: &BaseAddresses,
+    ) -> Self {
+        let mut starts = Vec::new();
+        // Nearly all functions of a file share one CIE, and most others that of their neighbour.
+        let mut known: Option<(S::Offset, Cie<'data>)> = None;
+        let mut entries = section.entries(bases);
+        while let Ok(Some(entry)) = entries.next() {
+            let CieOrFde::Fde(partial) = entry else { continue };
+            let parsed = partial.parse(|section, bases, offset| match &known {
+                Some((at, cie)) if *at == offset => Ok(cie.clone()),
+                _ => {
+                    let cie = cie_at(section, bytes, bases, offset)?;
+                    known = Some((offset, cie.clone()));
+                    Ok(cie)
+                }
+            });
+            let (Ok(fde), Ok(offset)) = (parsed, u32::try_from(partial.offset())) else { continue };
+            if fde.len() == 0 {
+                continue;
+            }
+            if starts.len() == ENTRIES_LIMIT {
+                return Self::default();
+            }
+            starts.push(Start { address: fde.initial_address(), offset });
+        }
+        starts.sort_unstable();
+        starts.shrink_to_fit();
+        Self { starts }
+    }
+
+    /// The offset of the description of the last function that does not begin behind an address.
+    pub(super) fn lookup(&self, svma: u64) -> Option<usize> {
+        let next = self.starts.partition_point(|start| start.address <= svma);
+        let start = self.starts.get(next.checked_sub(1)?)?;
+        usize::try_from(start.offset).ok()
+    }
+}
