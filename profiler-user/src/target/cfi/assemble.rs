@@ -8,6 +8,7 @@ pub(super) const UNDEFINED: u8 = 0x07;
 pub(super) const SAME_VALUE: u8 = 0x08;
 pub(super) const REGISTER: u8 = 0x09;
 pub(super) const REMEMBER: u8 = 0x0a;
+pub(super) const RESTORE: u8 = 0x0b;
 pub(super) const DEF_CFA: u8 = 0x0c;
 pub(super) const DEF_CFA_OFFSET: u8 = 0x0e;
 pub(super) const DEF_CFA_EXPRESSION: u8 = 0x0f;

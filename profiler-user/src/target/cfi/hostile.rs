@@ -6,7 +6,7 @@ use profiler_common::unwind::{Row, WalkEnd};
 
 use super::{
     UnwindInfo,
-    assemble::{ADVANCE, ADVANCE4, EhFrame, REMEMBER, elf_with_section},
+    assemble::{ADVANCE, ADVANCE4, EhFrame, REMEMBER, RESTORE, SAME_VALUE, elf_with_section},
     table::Table,
 };
 
@@ -105,6 +105,17 @@ fn a_program_longer_than_any_real_one_is_not_run() {
 }
 
 #[test]
+fn the_most_expensive_program_that_is_run_does_not_take_long() {
+    // As many registers as there is room for, copied to and fro.
+    let mut program: Vec<u8> = (20..120).flat_map(|register| [SAME_VALUE, register]).collect();
+    program.extend([REMEMBER, RESTORE].repeat(60 << 10));
+    let bytes = EhFrame::new().function(0x1000, 16, &program).finish();
+    let started = Instant::now();
+    Table::eh_frame(0, bytes, None).row(0x1000);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
 fn more_states_than_are_kept_are_not_supported() {
     let bytes = EhFrame::new().function(0x1000, 16, &[REMEMBER; 64]).finish();
     assert_eq!(Table::eh_frame(0, bytes, None).row(0x1000), UNSUPPORTED);
@@ -124,7 +135,7 @@ fn an_entry_that_points_at_itself_or_nowhere_describes_nothing() {
 
 #[test]
 fn a_cie_longer_than_any_real_one_describes_nothing() {
-    let bytes = EhFrame::new().cie("zR", &[0; 4096]).function(0x1000, 16, &[]).finish();
+    let bytes = EhFrame::new().cie("zR", &[0; 256]).function(0x1000, 16, &[]).finish();
     assert_eq!(Table::eh_frame(0, bytes, None).row(0x1000), None);
 }
 

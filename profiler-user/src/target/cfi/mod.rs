@@ -173,6 +173,10 @@ impl UnwindInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use profiler_common::unwind::{FpRule, Kind};
+
     use super::*;
     use crate::target::elf::exported_address;
 
@@ -215,5 +219,46 @@ mod tests {
     fn a_library_without_an_entry_point_has_no_outermost_code() {
         let info = UnwindInfo { tables: Vec::new(), segments: Vec::new(), entry: 0 };
         assert_eq!(info.row(0), Row::stop(WalkEnd::NoUnwindInfo));
+    }
+    #[test]
+    fn the_vdso_tells_from_memory() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let Some(line) = maps.lines().find(|line| line.ends_with("[vdso]")) else { return };
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|digits| u64::from_str_radix(digits, 16).unwrap());
+        let mut image = vec![0; usize::try_from(end - start).unwrap()];
+        File::open("/proc/self/mem").unwrap().read_exact_at(&mut image, start).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&image, 0).unwrap();
+        let function = exported_address(&file, "__vdso_clock_gettime").unwrap().expect("the vDSO's function");
+        let info = UnwindInfo::from_image(image).unwrap().expect("the vDSO has unwind information");
+        assert_eq!(info.row(function), Row::new(Kind::Sp, FpRule::Unchanged, 0, 8));
+    }
+
+    #[test]
+    fn a_separate_file_tells_by_what_was_stripped_from_the_other() {
+        let mut frames = assemble::EhFrame::new().function(0x1000, 16, &[]).finish();
+        // As `.debug_frame` writes it: the CIE's id is −1, and offsets of CIEs count from the section's start.
+        let fde = 4 + usize::from(frames[0]);
+        frames[4..8].fill(0xff);
+        frames[fde + 4..fde + 8].fill(0);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&assemble::elf_with_section(".debug_frame", 0, &frames), 0).unwrap();
+        let info = UnwindInfo::load_separate(&file).unwrap().expect("a section");
+        assert_eq!(info.row(0x1000), Row::new(Kind::Sp, FpRule::Unchanged, 0, 8));
+        let nothing = tempfile::tempfile().unwrap();
+        nothing.write_all_at(&assemble::elf_with_section(".text", 0, b"code"), 0).unwrap();
+        assert!(UnwindInfo::load(&nothing).unwrap().is_none());
+    }
+
+    #[test]
+    fn libc_returns_from_signal_handlers_through_its_trampoline() {
+        let path = "/lib/x86_64-linux-gnu/libc.so.6";
+        let image = std::fs::read(path).expect("Debian's libc");
+        let offset = image.windows(9).position(is_signal_return).expect("the trampoline");
+        let info = UnwindInfo::from_image(image).unwrap().expect("unwind information");
+        let svma = info.svma_of(u64::try_from(offset).unwrap()).expect("it is loaded");
+        assert_eq!(info.row(svma - 1), Row::SIGNAL);
+        assert_eq!(info.row(svma), Row::SIGNAL);
     }
 }
