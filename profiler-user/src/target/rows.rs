@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
 use profiler_common::unwind::{Row, WalkEnd};
 
 use super::{
-    cfi::UnwindInfo,
+    cfi::{self, UnwindInfo},
     elf,
     maps::{AddressSpace, Content, Module, Range},
 };
@@ -24,6 +24,9 @@ enum FileRows {
     /// Nothing at all, as Go programs do; they keep frame pointers.
     Nothing,
 }
+
+/// `mov $15, %rax; syscall`, which is rt_sigreturn.
+const SIGNAL_RETURN_BYTES: usize = 9;
 
 /// The vDSO has two pages or three; nothing of that name is longer than this.
 const VDSO_LIMIT_BYTES: u64 = 1 << 20;
@@ -81,6 +84,9 @@ impl RowSource {
             return Row::stop(WalkEnd::NoUnwindInfo);
         };
         let row = info.row(svma);
+        if row == Row::stop(WalkEnd::NoUnwindInfo) && is_signal_return(file, range, call) {
+            return Row::SIGNAL;
+        }
         // A Go program with C in it has rules for the C only.
         if *is_go && row == Row::stop(WalkEnd::NoUnwindInfo) { Row::FRAME_POINTER } else { row }
     }
@@ -105,6 +111,13 @@ impl FileRows {
             }
         }
     }
+}
+
+/// Whether a signal handler returns to the byte behind `call`. musl says so in its code only.
+fn is_signal_return(file: &File, range: &Range, call: u64) -> bool {
+    let mut code = [0; SIGNAL_RETURN_BYTES];
+    let offset = (call - range.start).checked_add(range.offset).and_then(|offset| offset.checked_add(1));
+    offset.is_some_and(|offset| file.read_exact_at(&mut code, offset).is_ok()) && cfi::is_signal_return(&code)
 }
 
 /// The vDSO is in no file: it is read out of the process, in which it is the same from beginning to end.
