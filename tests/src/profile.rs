@@ -3,7 +3,7 @@
 //! It knows the fields that the tests look at. The numbers are those of
 //! <https://github.com/google/pprof/blob/main/proto/profile.proto>.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -173,6 +173,26 @@ impl Profile {
         self.stacks.iter().map(|stack| stack.values).sum()
     }
 
+    /// Allocations by how the walk up their stack ended, as the comments `allocations: N END` say.
+    pub fn allocations_by_end(&self) -> BTreeMap<&str, u64> {
+        let ends = self.comments.iter().filter_map(|comment| {
+            let (number, end) = comment.strip_prefix("allocations: ")?.split_once(' ')?;
+            Some((end, number.parse().expect("a count is a number")))
+        });
+        ends.collect()
+    }
+
+    /// Panics unless at least so many allocations were seen, and no more than one in a thousand has a stack that
+    /// does not reach its thread's start.
+    #[track_caller]
+    pub fn assert_whole(&self, at_least: u64) {
+        let ends = self.allocations_by_end();
+        let all: u64 = ends.values().sum();
+        let whole = ends.get("whole").copied().unwrap_or(0);
+        assert!(all >= at_least, "only {all} allocations, not {at_least}: {:#?}", self.comments);
+        assert!((all - whole) * 1000 <= all, "{whole} of {all} stacks are whole: {:#?}", self.comments);
+    }
+
     /// The value of one of heaptap's counters, 0 where no comment speaks of it.
     pub fn counter(&self, name: &str) -> i64 {
         self.comments.iter().find_map(|comment| counter_in(comment, name)).unwrap_or(0)
@@ -197,6 +217,30 @@ fn names(location: &proto::Location, functions: &HashMap<u64, &str>) -> Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn commented(comments: &[&str]) -> Profile {
+        Profile { stacks: Vec::new(), comments: comments.iter().map(|&text| text.to_owned()).collect() }
+    }
+
+    #[test]
+    fn one_broken_stack_in_a_thousand_is_borne() {
+        let profile =
+            commented(&["allocations: 999 whole", "allocations: 1 broken: not learned yet", "x: 3 y"]);
+        assert_eq!(profile.allocations_by_end()["broken: not learned yet"], 1);
+        profile.assert_whole(1000);
+    }
+
+    #[test]
+    #[should_panic(expected = "998 of 1000 stacks are whole")]
+    fn two_are_not() {
+        commented(&["allocations: 998 whole", "allocations: 2 cut at the depth limit"]).assert_whole(1);
+    }
+
+    #[test]
+    #[should_panic(expected = "only 0 allocations")]
+    fn a_profile_that_does_not_say_is_not_whole() {
+        commented(&["stacks: 5 whole"]).assert_whole(1);
+    }
 
     #[test]
     fn counters_are_found_by_their_whole_name() {
