@@ -47,7 +47,8 @@ impl Guest {
         Self::spawn_command(name, Command::new(program))
     }
 
-    fn spawn_command(name: &str, mut command: Command) -> Self {
+    /// The same, of a command.
+    pub fn spawn_command(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process::spawn(command);
         let child = process.child();

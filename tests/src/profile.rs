@@ -186,11 +186,13 @@ impl Profile {
     /// does not reach its thread's start.
     #[track_caller]
     pub fn assert_whole(&self, at_least: u64) {
+        let total = u64::try_from(self.total().alloc_objects).expect("no negative count");
+        assert!(total >= at_least, "only {total} allocations, not {at_least}: {:#?}", self.comments);
         let ends = self.allocations_by_end();
-        let all: u64 = ends.values().sum();
+        let told: u64 = ends.values().sum();
+        assert_eq!(told, total, "allocations whose stack's end is told: {:#?}", self.comments);
         let whole = ends.get("whole").copied().unwrap_or(0);
-        assert!(all >= at_least, "only {all} allocations, not {at_least}: {:#?}", self.comments);
-        assert!((all - whole) * 1000 <= all, "{whole} of {all} stacks are whole: {:#?}", self.comments);
+        assert!((total - whole) * 1000 <= total, "{whole} of {total} are whole: {:#?}", self.comments);
     }
 
     /// The value of one of heaptap's counters, 0 where no comment speaks of it.
@@ -218,28 +220,38 @@ fn names(location: &proto::Location, functions: &HashMap<u64, &str>) -> Vec<Stri
 mod tests {
     use super::*;
 
-    fn commented(comments: &[&str]) -> Profile {
-        Profile { stacks: Vec::new(), comments: comments.iter().map(|&text| text.to_owned()).collect() }
+    fn commented(alloc_objects: i64, comments: &[&str]) -> Profile {
+        let values = Values { alloc_objects, ..Values::default() };
+        Profile {
+            stacks: vec![Stack { functions: Vec::new(), depth: 0, values }],
+            comments: comments.iter().map(|&text| text.to_owned()).collect(),
+        }
     }
 
     #[test]
     fn one_broken_stack_in_a_thousand_is_borne() {
-        let profile =
-            commented(&["allocations: 999 whole", "allocations: 1 broken: not learned yet", "x: 3 y"]);
+        let ends = ["allocations: 999 whole", "allocations: 1 broken: not learned yet", "x: 3 y"];
+        let profile = commented(1000, &ends);
         assert_eq!(profile.allocations_by_end()["broken: not learned yet"], 1);
         profile.assert_whole(1000);
     }
 
     #[test]
-    #[should_panic(expected = "998 of 1000 stacks are whole")]
+    #[should_panic(expected = "998 of 1000 are whole")]
     fn two_are_not() {
-        commented(&["allocations: 998 whole", "allocations: 2 cut at the depth limit"]).assert_whole(1);
+        commented(1000, &["allocations: 998 whole", "allocations: 2 cut at the depth limit"]).assert_whole(1);
     }
 
     #[test]
-    #[should_panic(expected = "only 0 allocations")]
+    #[should_panic(expected = "allocations whose stack's end is told")]
     fn a_profile_that_does_not_say_is_not_whole() {
-        commented(&["stacks: 5 whole"]).assert_whole(1);
+        commented(5, &["stacks: 5 whole"]).assert_whole(1);
+    }
+
+    #[test]
+    #[should_panic(expected = "only 5 allocations, not 6")]
+    fn too_few_prove_nothing() {
+        commented(5, &["allocations: 5 whole"]).assert_whole(6);
     }
 
     #[test]

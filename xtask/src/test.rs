@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS};
+use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS, RECORDED_PROGRAMS};
 use crate::workspace::{self, cargo, is_root, root, target_dir};
 
 /// What one run of `cargo test` came to.
@@ -24,7 +24,7 @@ struct Tally {
 
 /// Runs the command.
 pub(crate) fn run() -> Result<()> {
-    packages::ensure_installed(&[CC, LIBC_HEADERS, CXX, GO])?;
+    packages::ensure_installed([CC, LIBC_HEADERS, CXX, GO].iter().chain(&RECORDED_PROGRAMS))?;
 
     // Cargo builds a binary for the tests of its own package only.
     workspace::run(cargo()?.args(["build", "--package", "profiler-user", "--bin", "heaptap"]))?;
