@@ -55,6 +55,20 @@ const fn recorded(path: &'static str, package: &'static str) -> Need {
     Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }
 }
 
+/// The emulator of a whole machine.
+pub(crate) const QEMU: Need = Need {
+    sign: Sign::Program("qemu-system-x86_64"),
+    package: "qemu-system-x86",
+    purpose: "boots the kernels that are tested",
+};
+
+/// The commands that a machine with nothing else starts with.
+pub(crate) const BUSYBOX: Need = Need {
+    sign: Sign::File("/bin/busybox"),
+    package: "busybox-static",
+    purpose: "starts the machine in which kernels are tested",
+};
+
 /// Go, for its pprof.
 pub(crate) const GO: Need = Need {
     sign: Sign::Program("go"),
