@@ -8,7 +8,7 @@ use std::{env, fs};
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
-use crate::compile::target_dir;
+use crate::cache::target_dir;
 use crate::process::{Lines, Process};
 use crate::profile::Profile;
 

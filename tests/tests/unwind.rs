@@ -1,0 +1,115 @@
+//! Stacks are whole whatever the code that they lead through: a guest for each kind of code, with frame pointers and
+//! without, whose ledger the profile equals and whose chains its stacks hold.
+
+use heaptap_tests::compile::Variant;
+use heaptap_tests::guest::Guest;
+use heaptap_tests::heaptap::Recording;
+use heaptap_tests::profile::Profile;
+
+/// Records one `run` and compares; every stack leads to one of `entries`. Returns what else there is to look at.
+#[track_caller]
+fn record(name: &str, variant: Variant, entries: &[&str], options: &[&str]) -> (Vec<String>, Profile) {
+    let mut guest = Guest::start_as(name, variant);
+    let chains = guest.chains();
+    let recording = Recording::attach_with(guest.pid(), options);
+    let answer = guest.command("run");
+    let ledger = guest.ledger();
+    let profile = recording.finish().profile();
+    guest.exit();
+    ledger.assert_equals(&profile);
+    chains.assert_hold(&profile, entries);
+    (answer, profile)
+}
+
+/// The same, with all stacks whole.
+#[track_caller]
+fn assert_whole(name: &str, variant: Variant, entries: &[&str]) {
+    let (_, profile) = record(name, variant, entries, &[]);
+    profile.assert_whole(1);
+}
+
+/// A test for each guest and variant: `module: "guest", ["entry", …];`
+macro_rules! whole_stacks {
+    ($($module:ident: $guest:literal, $entries:expr;)*) => {$(
+        mod $module {
+            use super::*;
+
+            #[test]
+            fn is_walked_by_its_frame_pointers() {
+                assert_whole($guest, Variant::FramePointers, &$entries);
+            }
+
+            #[test]
+            fn is_walked_without_frame_pointers() {
+                assert_whole($guest, Variant::NoFramePointers, &$entries);
+            }
+        }
+    )*};
+}
+
+whole_stacks! {
+    a_handler_of_signals: "signals", ["main"];
+    a_thread_of_any_make: "clones", ["main", "pthread_entry", "clone_entry"];
+    a_frame_of_any_shape: "frames", ["main"];
+    a_call_that_is_bound_late: "lazy", ["main"];
+    a_coroutine: "coroutine", ["main", "coroutine"];
+    inlined_cpp_with_exceptions: "containers", ["main"];
+    // The standard library allocates for a thread before it calls what the thread is for.
+    release_rust: "release", ["main", "work", "thread_start"];
+    every_allocating_function: "every-function", ["main"];
+    threads_that_share_blocks: "threads", ["main", "churn"];
+    calls_that_never_return: "abandoned", ["main", "abandon_for_good"];
+}
+
+/// What was learned of a library that has gone is not used for the one that lies in its place.
+#[track_caller]
+fn assert_plugins(variant: Variant) {
+    let (answer, profile) = record("plugins", variant, &["main"], &[]);
+    assert_eq!(answer, ["same-address yes"], "this loader does not do what the test is about");
+    profile.assert_whole(100);
+}
+
+#[test]
+fn a_library_in_the_place_of_another_is_walked_by_its_frame_pointers() {
+    assert_plugins(Variant::FramePointers);
+}
+
+#[test]
+fn a_library_in_the_place_of_another_is_walked_without_frame_pointers() {
+    assert_plugins(Variant::NoFramePointers);
+}
+
+/// The functions of the staircase as they have to follow each other, from the site on.
+#[track_caller]
+fn assert_steps(profile: &Profile, steps: usize) {
+    let stack = profile
+        .stacks
+        .iter()
+        .find(|stack| stack.functions.iter().any(|function| function == "staircase_malloc"))
+        .expect("the site was seen");
+    let site =
+        stack.functions.iter().position(|function| function == "staircase_malloc").expect("it is there");
+    let seen: Vec<&str> = stack.functions[site + 1..].iter().map(String::as_str).take(steps).collect();
+    let wanted: Vec<&str> = ["small", "large", "middle"].into_iter().cycle().take(steps).collect();
+    assert_eq!(seen, wanted, "of {:#?}", stack.functions);
+}
+
+#[test]
+fn a_stack_of_300_frames_is_walked_to_the_limit() {
+    for variant in Variant::ALL {
+        let (_, profile) = record("staircase", variant, &["main"], &[]);
+        // The probed function and the site are the first of 127.
+        assert_steps(&profile, 125);
+        let cut = profile.allocations_by_end().get("cut at the depth limit").copied();
+        assert_eq!(cut, Some(20), "{:#?}", profile.comments);
+    }
+}
+
+#[test]
+fn a_stack_of_300_frames_is_walked_to_its_end_where_the_limit_allows() {
+    for variant in Variant::ALL {
+        let (_, profile) = record("staircase", variant, &["main"], &["--stack-depth", "400"]);
+        assert_steps(&profile, 301);
+        profile.assert_whole(20);
+    }
+}
