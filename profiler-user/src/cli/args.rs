@@ -5,7 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use super::report::ReportArgs;
-use crate::source::uprobe::Capacities;
+use crate::{source::uprobe::Capacities, symbolize};
 
 /// A heap profiler that works from outside the program.
 ///
@@ -91,6 +91,10 @@ pub struct RecordArgs {
     #[arg(long, short)]
     pub quiet: bool,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -110,6 +114,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6060")]
     pub listen: SocketAddr,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -121,6 +129,21 @@ pub struct InspectArgs {
     /// The process to look at.
     #[arg(long, value_name = "PID")]
     pub pid: u32,
+}
+
+/// Where to look for names.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Names")]
+pub struct SymbolArgs {
+    /// A directory of separate debug files, searched like /usr/lib/debug and before it; can be given several times.
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    pub debug_dirs: Vec<PathBuf>,
+}
+
+impl From<SymbolArgs> for symbolize::Options {
+    fn from(SymbolArgs { debug_dirs }: SymbolArgs) -> Self {
+        Self { debug_dirs }
+    }
 }
 
 /// How much the kernel side may keep.

@@ -8,6 +8,8 @@ pub mod launch;
 
 pub mod maps;
 
+pub mod root;
+
 pub mod elf;
 
 pub mod site;
