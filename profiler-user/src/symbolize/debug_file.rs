@@ -177,3 +177,105 @@ fn checksum(file: &File) -> Option<u32> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use super::super::fixture::Guest;
+
+    /// A stripped library whose debug file lies where `name` says, in the target's root.
+    fn linked(name: &str) -> Guest {
+        let guest = Guest::library();
+        guest.make_debug_file(name);
+        guest.run("strip", &["lib/guest"]);
+        guest.run("objcopy", &[&format!("--add-gnu-debuglink={name}"), "lib/guest"]);
+        guest
+    }
+
+    #[test]
+    fn a_debug_file_is_found_by_its_name_near_the_file_in_the_targets_root() {
+        for name in ["lib/guest.debug", "lib/.debug/guest.debug", "usr/lib/debug/lib/guest.debug"] {
+            let guest = linked(name);
+            let lines = guest.lines("hidden_between", 1, &[]);
+            assert_eq!(lines.last().unwrap().function.name, "hidden_between", "{name}");
+            assert!(lines.last().unwrap().function.file.ends_with("guest.c"), "{name}");
+            assert_eq!(lines.last().unwrap().number, 4, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_debug_file_is_found_by_its_name_in_a_directory_that_was_given() {
+        for name in ["given/guest.debug", "given/lib/guest.debug"] {
+            let guest = linked(name);
+            assert_eq!(guest.name("hidden_between", 1, &[]), "", "{name}");
+            let given = guest.root.path().join("given");
+            assert_eq!(guest.name("hidden_between", 1, &[&given]), "hidden_between", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_debug_file_with_other_content_than_the_link_promises_is_not_used() {
+        let guest = linked("lib/guest.debug");
+        let mut file =
+            fs::File::options().append(true).open(guest.root.path().join("lib/guest.debug")).unwrap();
+        file.write_all(b"!").unwrap();
+        assert_eq!(guest.name("hidden_between", 1, &[]), "");
+        assert_eq!(guest.name("first_shared", 1, &[]), "first_shared");
+    }
+
+    #[test]
+    fn a_debug_file_of_another_build_is_not_used_though_its_content_is_as_promised() {
+        let other = Guest::build(&["-shared", "-fPIC", "-DOTHER", "-O2"]);
+        let guest = Guest::library();
+        assert_ne!(guest.build_id(), other.build_id());
+        fs::copy(other.make_debug_file("lib/guest.debug"), guest.root.path().join("lib/guest.debug"))
+            .unwrap();
+        guest.run("strip", &["lib/guest"]);
+        guest.run("objcopy", &["--add-gnu-debuglink=lib/guest.debug", "lib/guest"]);
+        assert_eq!(guest.name("hidden_between", 1, &[]), "");
+    }
+
+    #[test]
+    fn a_link_that_leads_out_of_the_directory_is_not_followed() {
+        let guest = linked("lib/guest.debug");
+        fs::create_dir(guest.root.path().join("lib/sub")).unwrap();
+        let link = |name: &str| {
+            let bytes = fs::read(guest.root.path().join("lib/guest.debug")).unwrap();
+            let mut section = name.as_bytes().to_vec();
+            section.resize((name.len() + 4) / 4 * 4, 0);
+            section.extend(crc32fast::hash(&bytes).to_le_bytes());
+            fs::write(guest.root.path().join("link"), section).unwrap();
+            guest.run("objcopy", &["--remove-section=.gnu_debuglink", "lib/guest"]);
+            guest.run("objcopy", &["--add-section", ".gnu_debuglink=link", "lib/guest"]);
+            guest.name("hidden_between", 1, &[])
+        };
+        assert_eq!(link("guest.debug"), "hidden_between");
+        for name in ["sub/../guest.debug", "/lib/guest.debug", "../lib/guest.debug", ".", "..", ""] {
+            assert_eq!(link(name), "", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_debug_file_is_found_by_build_id_in_a_given_directory_and_in_the_targets_own() {
+        let guest = Guest::library();
+        guest.make_debug_file(&format!("given/{}", guest.build_id_name()));
+        guest.strip();
+        let given = guest.root.path().join("given");
+        assert_eq!(guest.name("hidden_between", 1, &[&given]), "hidden_between");
+        assert_eq!(guest.name("hidden_between", 1, &[]), "");
+        guest.make_debug_file(&format!("usr/lib/debug/{}", guest.build_id_name()));
+        assert_eq!(guest.name("hidden_between", 1, &[]), "hidden_between");
+    }
+
+    #[test]
+    fn a_debug_file_with_another_build_id_is_not_used_whatever_its_name() {
+        let guest = Guest::library();
+        guest.strip();
+        let other = Guest::build(&["-shared", "-fPIC", "-O2"]);
+        let path = guest.root.path().join("given").join(guest.build_id_name());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy(other.make_debug_file("debug"), path).unwrap();
+        assert_eq!(guest.name("hidden_between", 1, &[&guest.root.path().join("given")]), "");
+    }
+}

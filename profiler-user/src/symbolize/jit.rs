@@ -129,3 +129,59 @@ fn open_map(root: &Root, map: &Path, users: &[u32]) -> io::Result<(File, State)>
     let state = State { device: metadata.dev(), inode: metadata.ino(), length_bytes: metadata.len() };
     Ok((file, state))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, chown, symlink},
+    };
+
+    use super::*;
+
+    fn named(jit: &Jit, address: u64) -> &str {
+        jit.lines(address).first().map_or("", |line| &line.function.name)
+    }
+
+    #[test]
+    fn names_come_from_the_processs_own_map_and_stay_while_the_map_grows() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("tmp")).unwrap();
+        let map = directory.path().join(format!("tmp/perf-{}.map", std::process::id()));
+        let root = Root::at(directory.path()).unwrap();
+        let mut jit = Jit::default();
+        jit.meet(std::process::id());
+        jit.resolve(Some(&root), [0x1008]);
+        assert_eq!(named(&jit, 0x1008), "", "there is no map");
+        fs::write(&map, "1000 10 _ZN4made3barEi\n").unwrap();
+        jit.resolve(Some(&root), [0x1008, 0x2008]);
+        assert_eq!(named(&jit, 0x1008), "made::bar(int)");
+        assert_eq!(jit.lines(0x1008)[0].function.file, "[JIT]");
+        assert_eq!(named(&jit, 0x2008), "");
+        fs::write(&map, "1000 10 _ZN4made3barEi\n2000 10 later\n1000 10 instead\n").unwrap();
+        // The process has ended.
+        jit.meet(u32::MAX);
+        jit.resolve(Some(&root), []);
+        assert_eq!(named(&jit, 0x2008), "later");
+        assert_eq!(named(&jit, 0x1008), "made::bar(int)");
+    }
+
+    #[test]
+    fn a_map_of_another_user_or_behind_a_link_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path()).unwrap();
+        let file = directory.path().join("map");
+        fs::write(&file, "").unwrap();
+        symlink("map", directory.path().join("link")).unwrap();
+        let user = fs::metadata(&file).unwrap().uid();
+        let open = |name, users: [u32; 2]| open_map(&root, Path::new(name), &users);
+        assert!(open("/map", [user, user]).is_ok());
+        assert!(open("/link", [user, user]).is_err());
+        if user == 0 {
+            chown(&file, Some(12345), None).unwrap();
+            assert!(open("/map", [12345, 0]).is_ok());
+        }
+        let refused = open("/map", [4242, 4243]).map(|_| ());
+        assert_eq!(refused.is_err(), fs::metadata(&file).unwrap().uid() != 0);
+    }
+}

@@ -11,6 +11,9 @@ mod dwarf;
 
 mod error;
 
+#[cfg(test)]
+mod fixture;
+
 mod image;
 
 mod jit;
