@@ -55,15 +55,15 @@ impl Sources<'_> {
         // `prelink` moves a file to another address after its debug file was split off.
         let bias =
             debug.and_then(|debug| Some(image.base()?.wrapping_sub(debug.base()?))).unwrap_or_default();
-        let from_dwarf = match debug.filter(|debug| debug.has_dwarf()).zip(self.debug) {
+        let by_dwarf = match debug.filter(|debug| debug.has_dwarf()).zip(self.debug) {
             Some((image, DebugFile { file, is_ours })) => {
                 let addresses: Vec<u64> =
                     addresses.iter().map(|address| address.wrapping_sub(bias)).collect();
-                self.from_dwarf(file, image, *is_ours, &addresses)
+                self.by_dwarf(file, image, *is_ours, &addresses)
             }
-            None => self.from_dwarf(file, image, false, addresses),
+            None => self.by_dwarf(file, image, false, addresses),
         };
-        let mut answers = from_dwarf.into_iter();
+        let mut answers = by_dwarf.into_iter();
         let mut answers: Vec<Answer> = addresses.iter().map(|_| answers.next().unwrap_or_default()).collect();
         let missing: Vec<usize> = answers
             .iter()
@@ -73,7 +73,7 @@ impl Sources<'_> {
             .collect();
         let wanted: Vec<u64> = missing.iter().filter_map(|&at| addresses.get(at).copied()).collect();
         if !wanted.is_empty() {
-            let names = self.from_symbols(image, debug, bias, &wanted);
+            let names = self.by_symbols(image, debug, bias, &wanted);
             for (at, name) in missing.into_iter().zip(names) {
                 if let (Some(answer), Some(name)) = (answers.get_mut(at), name) {
                     answer.lines = vec![Line::new(&name, std::mem::take(&mut answer.place))];
@@ -83,7 +83,7 @@ impl Sources<'_> {
         answers.into_iter().map(|answer| answer.lines).collect()
     }
 
-    fn from_dwarf<'data, R: ReadRef<'data>>(
+    fn by_dwarf<'data, R: ReadRef<'data>>(
         &self,
         file: &File,
         image: &Image<'data, R>,
@@ -109,7 +109,7 @@ impl Sources<'_> {
         })
     }
 
-    fn from_symbols<'data, R: ReadRef<'data>>(
+    fn by_symbols<'data, R: ReadRef<'data>>(
         &self,
         image: &Image<'data, R>,
         debug: Option<&Image<'data, R>>,
@@ -125,12 +125,12 @@ impl Sources<'_> {
             Ok(Some(bytes)) => match Image::parse(bytes.as_slice()) {
                 Ok(mini) => search.look_through(&mini, Table::Whole, 0),
                 Err(error) => {
-                    tracing::warn!(file = self.module.path, "no names from mini debug information: {error}")
+                    tracing::warn!(file = self.module.path, "no names from mini debug information: {error}");
                 }
             },
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(file = self.module.path, "no names from mini debug information: {error}")
+                tracing::warn!(file = self.module.path, "no names from mini debug information: {error}");
             }
         }
         search.look_through(image, Table::Dynamic, 0);
