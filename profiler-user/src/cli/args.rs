@@ -131,7 +131,7 @@ pub struct InspectArgs {
     pub pid: u32,
 }
 
-/// Where to look for names.
+/// Where to look for names; `DEBUGINFOD_URLS` names servers to ask as well.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Names")]
 pub struct SymbolArgs {
@@ -199,6 +199,7 @@ mod tests {
         assert!(parse(&["--pid", "1"]).is_ok());
         assert!(parse(&["--", "ls", "-l"]).is_ok());
         assert!(parse(&["--pid", "1", "--", "ls"]).is_err());
+        assert!(parse(&["--pid", "1", "--debug-dir", "a", "--debug-dir", "b"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30s"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30 bananas"]).is_err());
     }

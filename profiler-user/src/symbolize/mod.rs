@@ -5,6 +5,8 @@
 
 mod debug_file;
 
+mod debuginfod;
+
 mod demangle;
 
 mod dwarf;

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Options,
     debug_file::{DebugFile, Finder},
+    debuginfod::Debuginfod,
     image::{Cache, Image},
     jit::Jit,
     line::Line,
@@ -34,12 +35,13 @@ pub struct Names {
     /// The target's root directory, kept for when it has ended.
     root: Option<Root>,
     jit: Jit,
+    debuginfod: Option<Debuginfod>,
 }
 
 impl Names {
     /// No names yet, for a process that is alive: what leads to its files is noted while it is.
     pub fn new(pid: u32, options: Options) -> Self {
-        let mut names = Self { options, ..Self::default() };
+        let mut names = Self { options, debuginfod: Debuginfod::from_environment(), ..Self::default() };
         names.meet(pid);
         names
     }
@@ -95,7 +97,12 @@ impl Names {
         let finder = Finder::new(&self.options, ours.as_ref(), self.root.as_ref());
         let debug = self.debug_files.entry(index).or_insert_with(|| {
             let cache = Cache::new(file);
-            finder.find(module, &Image::parse(&cache).ok()?)
+            let image = Image::parse(&cache).ok()?;
+            finder.find(module, &image).or_else(|| {
+                // What is in the file itself is as good, and here.
+                let wanted = image.build_id().filter(|_| !image.has_dwarf())?;
+                self.debuginfod.as_mut()?.fetch(&wanted)
+            })
         });
         let sources = Sources { module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
         sources.look_up(offsets).unwrap_or_else(|error| {
@@ -161,5 +168,20 @@ mod tests {
         assert!(outermost.function.file.ends_with("names.rs"), "{outermost:?}");
         assert!(outermost.number > 0, "{outermost:?}");
         assert_eq!(names.lines(&outside, heap.space.ranges()), []);
+    }
+
+    #[test]
+    fn code_without_a_file_is_named_by_the_perf_map_after_the_process_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        let map = directory.path().join(format!("tmp/perf-{}.map", std::process::id()));
+        std::fs::write(map, "1000 10 made\n").unwrap();
+        let mut names = Names::new(std::process::id(), Options::default());
+        names.root = Some(Root::at(directory.path()).unwrap());
+        let frame = RawFrame { address: 0x1009, range: None };
+        let stack = RawStack { frames: vec![frame], end: WalkEnd::Whole };
+        let heap = RawHeap { pid: u32::MAX, stacks: vec![stack], ..RawHeap::empty() };
+        names.resolve(&heap);
+        assert_eq!(names.lines(&frame, &[])[0].function.name, "made");
     }
 }
