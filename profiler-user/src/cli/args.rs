@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use profiler_common::limits::MAX_FRAMES;
 
 use super::report::ReportArgs;
-use crate::source::uprobe::Capacities;
+use crate::{source::uprobe::Capacities, symbolize};
 
 /// A heap profiler that works from outside the program.
 ///
@@ -93,6 +93,10 @@ pub struct RecordArgs {
     #[arg(long, short)]
     pub quiet: bool,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -112,6 +116,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6060")]
     pub listen: SocketAddr,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -123,6 +131,21 @@ pub struct InspectArgs {
     /// The process to look at.
     #[arg(long, value_name = "PID")]
     pub pid: u32,
+}
+
+/// Where to look for names; `DEBUGINFOD_URLS` names servers to ask as well.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Names")]
+pub struct SymbolArgs {
+    /// A directory of separate debug files, searched like /usr/lib/debug and before it; can be given several times.
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    pub debug_dirs: Vec<PathBuf>,
+}
+
+impl From<SymbolArgs> for symbolize::Options {
+    fn from(SymbolArgs { debug_dirs }: SymbolArgs) -> Self {
+        Self { debug_dirs }
+    }
 }
 
 /// How much the kernel side may keep.
@@ -183,6 +206,7 @@ mod tests {
         assert!(parse(&["--pid", "1"]).is_ok());
         assert!(parse(&["--", "ls", "-l"]).is_ok());
         assert!(parse(&["--pid", "1", "--", "ls"]).is_err());
+        assert!(parse(&["--pid", "1", "--debug-dir", "a", "--debug-dir", "b"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30s"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30 bananas"]).is_err());
     }

@@ -66,7 +66,7 @@ fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, O
     let process = Process::open(pid)?;
     let path = args.output.clone().unwrap_or_else(|| default_path(process.comm(), pid));
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
-    let session = Session::start(process, &args.capacities.into(), diagnostics)?;
+    let session = Session::start(process, &args.capacities.into(), args.symbols.clone().into(), diagnostics)?;
     Ok((session, output))
 }
 

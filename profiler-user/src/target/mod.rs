@@ -10,6 +10,8 @@ pub mod launch;
 
 pub mod maps;
 
+pub mod root;
+
 pub mod elf;
 
 pub mod cfi;
