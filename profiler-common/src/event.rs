@@ -19,6 +19,10 @@ pub enum EventKind {
     Miss = 4,
     /// A [`ProcessEvent`]: code was or is about to be unmapped, and the epoch raised.
     CodeChange = 5,
+    /// A [`ChunkEvent`].
+    Chunk = 6,
+    /// A [`ProcessEvent`]: the loader has added code.
+    CodeAdded = 7,
 }
 
 impl EventKind {
@@ -30,6 +34,8 @@ impl EventKind {
             3 => Self::LeaderExit,
             4 => Self::Miss,
             5 => Self::CodeChange,
+            6 => Self::Chunk,
+            7 => Self::CodeAdded,
             _ => return None,
         })
     }
@@ -76,10 +82,32 @@ pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
     pub length: u32,
     /// Number of frames that `pcs` has room for.
     pub frames: u32,
+    /// 1 where [`ChunkEvent`]s follow with more of the stack.
+    pub continues: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The frames that the kernel has walked, leaf first.
     pub pcs: [u64; FRAMES],
     /// The stack from `regs.sp` on.
     pub bytes: [u8; BYTES],
+}
+
+/// More of a stack that did not fit its [`LargeMiss`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ChunkEvent {
+    /// [`EventKind::Chunk`].
+    pub kind: u32,
+    /// The target's tgid.
+    pub tgid: u32,
+    /// The id of the [`LargeMiss`] that this belongs to.
+    pub stack: u64,
+    /// Number of bytes in `bytes`.
+    pub length: u32,
+    /// 1 for the last one.
+    pub is_last: u32,
+    /// The stack, from where the one before ended.
+    pub bytes: [u8; COPY_BYTES],
 }
 
 /// A [`MissEvent`] for any stack.
@@ -99,6 +127,7 @@ pub struct ProcessEvent {
 }
 
 const _: () = assert!(size_of::<StackEvent<MAX_FRAMES>>() == 24 + 8 * MAX_FRAMES, "no padding");
-const _: () = assert!(size_of::<LargeMiss>() == 56 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
-const _: () = assert!(size_of::<SmallMiss>() == 56 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<LargeMiss>() == 64 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<SmallMiss>() == 64 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<ChunkEvent>() == 24 + COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<ProcessEvent>() == 8, "no padding");

@@ -60,6 +60,9 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
             (&raw mut (*target).is_removing).write_volatile(u32::from(removes));
         }
         events::notify(EventKind::CodeChange, tgid);
+    } else if state as u32 == RT_CONSISTENT {
+        // New code is looked at while it is there.
+        events::notify(EventKind::CodeAdded, tgid);
     }
     0
 }

@@ -7,9 +7,9 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, generated::bpf_loop},
 };
 use profiler_common::{
-    event::{EventKind, MissEvent, StackEvent},
+    event::{ChunkEvent, EventKind, MissEvent, StackEvent},
     heap::RowKey,
-    limits::{COPY_BYTES, FEW_FRAMES, MAX_FRAMES, SMALL_COPY_BYTES},
+    limits::{COPY_BYTES, FEW_FRAMES, MAX_CHUNKS, MAX_FRAMES, SMALL_COPY_BYTES},
     target::Target,
     unwind::{Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step},
 };
@@ -184,13 +184,60 @@ fn send_stack_of<const FRAMES: usize>(stack: u64, regs: Regs, tgid: u32, target:
 #[inline(always)]
 pub fn send_miss(stack: u64, depth: u32, regs: Regs, tgid: u32, target: &Target) -> bool {
     let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let is_busy = waiting > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 4;
+    let is_busy = waiting > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2;
     if is_busy && depth as usize <= FEW_FRAMES {
-        send_miss_of::<FEW_FRAMES, SMALL_COPY_BYTES>(stack, regs, tgid, target)
-    } else {
-        send_miss_of::<MAX_FRAMES, COPY_BYTES>(stack, regs, tgid, target)
+        return send_miss_of::<FEW_FRAMES, SMALL_COPY_BYTES>(stack, regs, tgid, target).is_ok();
     }
+    let Ok(end) = send_miss_of::<MAX_FRAMES, COPY_BYTES>(stack, regs, tgid, target) else {
+        return false;
+    };
+    if end != 0 {
+        send_chunks(stack, end, tgid);
+    }
+    true
 }
+
+/// A copy of a deep stack that goes on.
+#[repr(C)]
+struct Chunks {
+    stack: u64,
+    from: u64,
+    tgid: u64,
+}
+
+/// Sends the stack from `from` on, piece by piece, to its end. Where the ring buffer fills up the rest is missing.
+#[inline(always)]
+fn send_chunks(stack: u64, from: u64, tgid: u32) {
+    let mut chunks = Chunks { stack, from, tgid: u64::from(tgid) };
+    // SAFETY: the callback has the signature that the helper asks for, and `chunks` outlives the call.
+    unsafe { bpf_loop(MAX_CHUNKS, send_chunk as *mut c_void, (&raw mut chunks).cast(), 0) };
+}
+
+unsafe extern "C" fn send_chunk(index: u64, chunks: *mut c_void) -> i64 {
+    // SAFETY: `send_chunks` passes a `Chunks` of its own.
+    let chunks = unsafe { &mut *chunks.cast::<Chunks>() };
+    let Some(mut entry) = EVENTS.reserve::<ChunkEvent>(0) else {
+        return 1;
+    };
+    let event: *mut ChunkEvent = entry.as_mut_ptr();
+    // SAFETY: `event` is a reservation of the record's size.
+    let bytes = unsafe { &raw mut (*event).bytes };
+    let length = copy_stack(bytes, chunks.from);
+    let is_last = length < COPY_BYTES as u32 || index + 1 >= u64::from(MAX_CHUNKS);
+    // SAFETY: as above.
+    unsafe {
+        (*event).kind = EventKind::Chunk as u32;
+        (*event).tgid = chunks.tgid as u32;
+        (*event).stack = chunks.stack;
+        (*event).length = length;
+        (*event).is_last = u32::from(is_last);
+    }
+    entry.submit(0);
+    chunks.from = chunks.from.wrapping_add(COPY_BYTES as u64);
+    i64::from(is_last)
+}
+
+/// Sends the record itself. Gives where the stack goes on behind what it holds, or 0; an error when the ring buffer is full.
 
 #[inline(always)]
 fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
@@ -198,15 +245,16 @@ fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
     regs: Regs,
     tgid: u32,
     target: &Target,
-) -> bool {
+) -> Result<u64, ()> {
     let Some(mut entry) = EVENTS.reserve::<MissEvent<FRAMES, BYTES>>(0) else {
-        return false;
+        return Err(());
     };
     let event: *mut MissEvent<FRAMES, BYTES> = entry.as_mut_ptr();
     // SAFETY: `event` is a reservation of the record's size.
     let (pcs, bytes) = unsafe { ((&raw mut (*event).pcs).cast::<u64>(), &raw mut (*event).bytes) };
     let walk = transcribe::<FRAMES>(pcs, regs, tgid, target);
     let length = copy_stack(bytes, walk.regs.sp);
+    let continues = BYTES == COPY_BYTES && length == BYTES as u32 && stack != 0;
     // SAFETY: as above.
     unsafe {
         (*event).kind = EventKind::Miss as u32;
@@ -217,9 +265,10 @@ fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
         (*event).regs = walk.regs;
         (*event).length = length;
         (*event).frames = FRAMES as u32;
+        (*event).continues = u32::from(continues);
     }
     entry.submit(0);
-    true
+    Ok(if continues { walk.regs.sp.wrapping_add(u64::from(length)) } else { 0 })
 }
 
 /// A question about nesting, with what it takes to find rows.
@@ -239,8 +288,10 @@ pub fn is_inside(regs: Regs, outer_sp: u64, tgid: u32, target: &Target) -> bool 
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
     unsafe { bpf_loop(target.depth, nesting_frame as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.misses_row != 0 {
-        // Nested calls are not walked otherwise, and would never be learned from.
+        // Nested calls are not walked otherwise, and would never be learned from. Until they are, a call is taken for one of
+        // its own: should it be nested, that is counted.
         send_miss(0, 0, regs, tgid, target);
+        return walk.nesting.has_arrived();
     }
     walk.nesting.is_inside()
 }

@@ -48,6 +48,12 @@ impl Nesting {
         false
     }
 
+    /// Whether the walk has come to the outer call's return address, which proves the nesting.
+    #[inline(always)]
+    pub const fn has_arrived(&self) -> bool {
+        self.arrived != 0
+    }
+
     /// The answer. Where no frame shows itself below the outer call's return address, as in code that keeps no frame
     /// pointers, the return address is all there is to go by.
     #[inline(always)]

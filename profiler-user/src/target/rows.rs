@@ -83,7 +83,11 @@ impl RowSource {
         else {
             return Row::stop(WalkEnd::NoUnwindInfo);
         };
-        let row = info.row(svma);
+        let mut row = info.row(svma);
+        if row == Row::stop(WalkEnd::NoUnwindInfo) && info.row(svma.saturating_add(1)) == Row::END {
+            // The outermost function of a coroutine is never called: it is returned to at its first byte.
+            row = Row::END;
+        }
         if row == Row::stop(WalkEnd::NoUnwindInfo) && is_signal_return(file, range, call) {
             return Row::SIGNAL;
         }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -51,8 +51,15 @@ impl Drain {
         let knows_trampoline = stacks.space.trampoline().is_some();
         let stacks = Arc::new(Mutex::new(stacks));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let mut worker =
-            Worker { rings, pid, learner, knows_trampoline, stacks: Arc::clone(&stacks), on_notice };
+        let mut worker = Worker {
+            rings,
+            pid,
+            learner,
+            last_miss: Instant::now(),
+            knows_trampoline,
+            stacks: Arc::clone(&stacks),
+            on_notice,
+        };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("heaptap-drain".to_owned())
@@ -85,10 +92,21 @@ impl Drop for Drain {
 /// How long to wait before looking for the page of hijacked return addresses again.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
+/// How long after something new to expect more of it.
+const ALERT: Duration = Duration::from_secs(2);
+
+/// How long to wait while more is expected.
+const LOOK_SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
+
+/// How long to wait for more of a stack: its pieces are written one right after the other.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 struct Worker<F> {
     rings: Rings,
     pid: u32,
     learner: Learner,
+    /// When there last was something to learn, or we began.
+    last_miss: Instant,
     /// Whether the kernel side was told where hijacked return addresses point.
     knows_trampoline: bool,
     stacks: Arc<Mutex<StackTable>>,
@@ -114,7 +132,14 @@ impl<F: FnMut(Notice)> Worker<F> {
                 let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
                 match decode(&record) {
                     Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
-                    Some(Record::Miss(miss)) => self.learner.learn(&miss, &mut stacks),
+                    Some(Record::Miss(miss)) => {
+                        self.learner.learn(&miss, &mut stacks);
+                        self.last_miss = Instant::now();
+                    }
+                    Some(Record::Chunk { stack, bytes, is_last }) => {
+                        self.learner.extend(stack, bytes, is_last, &mut stacks);
+                    }
+                    Some(Record::CodeAdded) => self.learner.look_around(&mut stacks.space),
                     Some(Record::CodeChange) => self.learner.forget(&mut stacks.space),
                     Some(Record::Notice(notice)) => {
                         drop(stacks);
@@ -123,6 +148,8 @@ impl<F: FnMut(Notice)> Worker<F> {
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
                 }
             }
+            let patience = if stopping { Duration::ZERO } else { PATIENCE };
+            self.learner.give_up(patience, &mut self.stacks.lock().unwrap_or_else(PoisonError::into_inner));
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
@@ -156,7 +183,14 @@ impl<F: FnMut(Notice)> Worker<F> {
         if let Some(log) = &self.rings.log {
             fds.push(PollFd::from_borrowed_fd(log.as_fd(), PollFlags::IN));
         }
-        let timeout = if self.knows_trampoline { None } else { Some(&LOOK_AGAIN) };
+        // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
+        // something to learn, we look ourselves.
+        let is_content = self.knows_trampoline && !self.learner.is_waiting();
+        let timeout = match self.last_miss.elapsed() {
+            ..ALERT => Some(&LOOK_SOON),
+            _ if is_content => None,
+            _ => Some(&LOOK_AGAIN),
+        };
         poll(&mut fds, timeout)?;
         Ok(fds.first().is_some_and(|stop| !stop.revents().is_empty()))
     }

@@ -1,10 +1,13 @@
 //! Learning to walk: stacks that the kernel could not walk are walked here, and every row on the way is handed to it.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use profiler_common::{
     limits::{COPY_BYTES, SMALL_COPY_BYTES},
-    unwind::{ReadMemory, Row, WalkEnd, step},
+    unwind::{ReadMemory, Regs, Row, WalkEnd, step},
 };
 
 use super::{kernel::Teaching, records::Miss, stacks::StackTable};
@@ -19,13 +22,23 @@ pub(super) struct Learner {
     epoch: u32,
     /// The rows of this epoch.
     rows: HashMap<u64, Row>,
+    /// Stacks of which more is to come, since when.
+    unfinished: HashMap<u64, (Instant, Unwalked)>,
 }
 
 impl Learner {
     /// `depth` is the most frames to keep of a stack.
     pub(super) fn new(pid: u32, depth: u32, teaching: Teaching) -> Self {
         let depth = usize::try_from(depth).unwrap_or(usize::MAX);
-        Self { pid, depth, teaching, source: RowSource::new(pid), epoch: 0, rows: HashMap::new() }
+        Self {
+            pid,
+            depth,
+            teaching,
+            source: RowSource::new(pid),
+            epoch: 0,
+            rows: HashMap::new(),
+            unfinished: HashMap::new(),
+        }
     }
 
     /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.
@@ -33,8 +46,61 @@ impl Learner {
         self.source.prepare(space);
     }
 
-    /// Walks a stack to its end, files it, and teaches every row on the way.
+    /// Walks a stack to its end, files it, and teaches every row on the way; later, where more of it follows.
     pub(super) fn learn(&mut self, miss: &Miss<'_>, stacks: &mut StackTable) {
+        let Miss { stack, epoch, regs, pcs, bytes, continues } = miss;
+        let miss = Unwalked {
+            stack: *stack,
+            epoch: *epoch,
+            regs: *regs,
+            pcs: pcs.clone().collect(),
+            bytes: bytes.to_vec(),
+        };
+        if *continues {
+            self.unfinished.insert(miss.stack, (Instant::now(), miss));
+        } else {
+            self.file(&miss, stacks);
+        }
+    }
+
+    /// Takes more of a stack.
+    pub(super) fn extend(&mut self, stack: u64, bytes: &[u8], is_last: bool, stacks: &mut StackTable) {
+        let Some((_, miss)) = self.unfinished.get_mut(&stack) else { return };
+        miss.bytes.extend_from_slice(bytes);
+        if is_last && let Some((_, miss)) = self.unfinished.remove(&stack) {
+            self.file(&miss, stacks);
+        }
+    }
+
+    /// Walks those stacks as far as they came of which no more has come for `patience`: the ring buffer was full.
+    pub(super) fn give_up(&mut self, patience: Duration, stacks: &mut StackTable) {
+        let stale: Vec<u64> = self
+            .unfinished
+            .iter()
+            .filter(|(_, (since, _))| since.elapsed() >= patience)
+            .map(|(stack, _)| *stack)
+            .collect();
+        for stack in stale {
+            if let Some((_, miss)) = self.unfinished.remove(&stack) {
+                self.file(&miss, stacks);
+            }
+        }
+    }
+
+    /// Whether more of some stack is waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    /// Looks at code that was added, while it is there.
+    pub(super) fn look_around(&mut self, space: &mut AddressSpace) {
+        if let Err(error) = space.refresh(self.pid) {
+            tracing::debug!(pid = self.pid, %error, "mappings not read again");
+        }
+        self.source.prepare(space);
+    }
+
+    fn file(&mut self, miss: &Unwalked, stacks: &mut StackTable) {
         if miss.epoch != self.epoch {
             self.forget(&mut stacks.space);
             self.epoch = miss.epoch;
@@ -61,19 +127,16 @@ impl Learner {
         self.teaching.set_trampoline(self.pid, trampoline);
     }
 
-    fn walk(&mut self, miss: &Miss<'_>, space: &mut AddressSpace) -> (Vec<u64>, WalkEnd) {
-        let copy = StackCopy { start: miss.regs.sp, bytes: miss.bytes };
-        let mut pcs: Vec<u64> = miss.pcs.clone().collect();
+    fn walk(&mut self, miss: &Unwalked, space: &mut AddressSpace) -> (Vec<u64>, WalkEnd) {
+        let copy = StackCopy { start: miss.regs.sp, bytes: &miss.bytes };
+        let mut pcs = miss.pcs.clone();
         let mut regs = miss.regs;
         loop {
             let row = self.row(regs.pc, space);
             match step(row, &regs, &copy) {
                 Ok(_) if pcs.len() >= self.depth => return (pcs, WalkEnd::Cut),
                 Ok(caller) => regs = caller,
-                // A copy of that size is one that had to end, whatever came behind it.
-                Err(WalkEnd::Unreadable) if [COPY_BYTES, SMALL_COPY_BYTES].contains(&miss.bytes.len()) => {
-                    return (pcs, WalkEnd::CopyEnds);
-                }
+                Err(WalkEnd::Unreadable) if ends_early(&miss.bytes) => return (pcs, WalkEnd::CopyEnds),
                 Err(end) => return (pcs, end),
             }
             pcs.push(regs.pc);
@@ -90,6 +153,20 @@ impl Learner {
         self.teaching.insert_row(self.pid, self.epoch, pc, row);
         row
     }
+}
+
+/// A stack that the kernel could not walk to its end.
+struct Unwalked {
+    stack: u64,
+    epoch: u32,
+    regs: Regs,
+    pcs: Vec<u64>,
+    bytes: Vec<u8>,
+}
+
+/// Whether a copy has a size at which the kernel stops copying, whatever comes behind it.
+fn ends_early(bytes: &[u8]) -> bool {
+    bytes.len() == SMALL_COPY_BYTES || (!bytes.is_empty() && bytes.len().is_multiple_of(COPY_BYTES))
 }
 
 /// A copy of a part of a stack.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use profiler_common::{
-    event::{EventKind, ProcessEvent, SmallMiss, StackEvent},
+    event::{ChunkEvent, EventKind, ProcessEvent, SmallMiss, StackEvent},
     unwind::{Regs, WalkEnd},
 };
 
@@ -17,8 +17,12 @@ pub(super) enum Record<'bytes> {
     Miss(Miss<'bytes>),
     /// Something about the process as a whole.
     Notice(Notice),
+    /// More of the stack of a miss.
+    Chunk { stack: u64, bytes: &'bytes [u8], is_last: bool },
     /// Code was or is about to be unmapped.
     CodeChange,
+    /// Code was added.
+    CodeAdded,
 }
 
 /// A stack that the kernel could not walk to its end.
@@ -33,6 +37,8 @@ pub(super) struct Miss<'bytes> {
     pub(super) pcs: Words<'bytes>,
     /// The stack from `regs.sp` on.
     pub(super) bytes: &'bytes [u8],
+    /// Whether more of it follows.
+    pub(super) continues: bool,
 }
 
 /// The 64-bit words of a byte slice.
@@ -55,6 +61,15 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         EventKind::Exec => Some(Record::Notice(Notice::Exec)),
         EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
         EventKind::CodeChange => Some(Record::CodeChange),
+        EventKind::CodeAdded => Some(Record::CodeAdded),
+        EventKind::Chunk => {
+            let length = usize::try_from(half(bytes, offset_of!(ChunkEvent, length))?).ok()?;
+            Some(Record::Chunk {
+                stack: word(bytes, offset_of!(ChunkEvent, stack))?,
+                bytes: bytes.get(offset_of!(ChunkEvent, bytes)..)?.get(..length)?,
+                is_last: half(bytes, offset_of!(ChunkEvent, is_last))? != 0,
+            })
+        }
         EventKind::Stack => Some(Record::Stack {
             hash: word(bytes, offset_of!(StackEvent<1>, stack))?,
             pcs: words(
@@ -79,6 +94,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 },
                 pcs: words(bytes, offset_of!(SmallMiss, pcs), half(bytes, offset_of!(SmallMiss, depth))?)?,
                 bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
+                continues: half(bytes, offset_of!(SmallMiss, continues))? != 0,
             }))
         }
     }
