@@ -38,8 +38,18 @@ const MACHINES: [Machine; 3] = [
 ];
 
 /// The test binaries that need no more than what is taken along. `pprof` needs Go, `unwind_debian` most of a Debian.
-const TESTS: [&str; 9] =
-    ["ledger", "threads", "throw", "overflow", "lifecycle", "endings", "serve", "commands", "unwind"];
+const TESTS: [&str; 10] = [
+    "ledger",
+    "threads",
+    "throw",
+    "overflow",
+    "lifecycle",
+    "endings",
+    "serve",
+    "commands",
+    "launch",
+    "unwind",
+];
 
 /// Programs of this machine that tests run, with the libraries that they need.
 const PROGRAMS: [&str; 3] = ["/usr/bin/setarch", "/bin/sh", "/bin/cat"];
