@@ -108,7 +108,10 @@ fn pack(folder: &Path, tests: &[&str]) -> Result<Archive> {
 
     let mut archive = Archive::default();
     archive.text("/init", INIT);
-    archive.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
+    // The second is who calls sudo in a test.
+    let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh";
+    archive.text("/etc/passwd", users);
+    archive.text("/etc/group", "root:x:0:\nnogroup:x:65534:");
     archive.text("/run-tests", &tests.join("\n"));
     archive.file("/bin/busybox", Path::new("/bin/busybox"))?;
     for program in PROGRAMS {
