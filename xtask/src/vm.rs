@@ -38,8 +38,18 @@ const MACHINES: [Machine; 3] = [
 ];
 
 /// The test binaries that need no more than what is taken along. `pprof` needs Go, `unwind_debian` most of a Debian.
-const TESTS: [&str; 9] =
-    ["ledger", "threads", "throw", "overflow", "lifecycle", "endings", "serve", "commands", "unwind"];
+const TESTS: [&str; 10] = [
+    "ledger",
+    "threads",
+    "throw",
+    "overflow",
+    "lifecycle",
+    "endings",
+    "serve",
+    "commands",
+    "launch",
+    "unwind",
+];
 
 /// Programs of this machine that tests run, with the libraries that they need.
 const PROGRAMS: [&str; 3] = ["/usr/bin/setarch", "/bin/sh", "/bin/cat"];
@@ -98,7 +108,10 @@ fn pack(folder: &Path, tests: &[&str]) -> Result<Archive> {
 
     let mut archive = Archive::default();
     archive.text("/init", INIT);
-    archive.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");
+    // The second is who calls sudo in a test.
+    let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh";
+    archive.text("/etc/passwd", users);
+    archive.text("/etc/group", "root:x:0:\nnogroup:x:65534:");
     archive.text("/run-tests", &tests.join("\n"));
     archive.file("/bin/busybox", Path::new("/bin/busybox"))?;
     for program in PROGRAMS {
