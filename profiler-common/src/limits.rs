@@ -22,7 +22,7 @@ pub const COPY_BYTES: usize = 8 * 4096;
 pub const MAX_CHUNKS: u32 = 15;
 
 /// Bytes copied of a stack while the ring buffer is filling up: most stacks of most programs are not larger.
-pub const SMALL_COPY_BYTES: usize = 2048;
+pub const SMALL_COPY_BYTES: usize = 2 * 4096;
 
 /// Rows that can be known at a time: return addresses on the way to an allocation.
 ///
@@ -53,13 +53,13 @@ pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.
 ///
 /// A [`StackEvent`] has half a KiB, or 4 where it is deep; a stack that is yet to be learned is a [`LargeMiss`] of 36 KiB until
-/// half of the buffer is full, and then a [`SmallMiss`] of 2.5: room for 450 and 6,000 of them, which is what a busy program
+/// half of the buffer is full, and then a [`SmallMiss`] of 9: room for 450 and 1,900 of them, which is what a busy program
 /// allocates before user space gets to run.
 pub const DEFAULT_RING_BYTES: u32 = 1 << 25;
 
 const _: () = assert!(MAX_FRAMES <= u16::MAX as usize, "depths are stored in 16 bits");
 const _: () = assert!(
-    DEFAULT_RING_BYTES as usize / 2 / (size_of::<SmallMiss>() + 8) >= 6_000
+    DEFAULT_RING_BYTES as usize / 2 / (size_of::<SmallMiss>() + 8) >= 1_800
         && size_of::<StackEvent<MAX_FRAMES>>() < size_of::<LargeMiss>(),
     "a burst of new stacks at start-up must fit"
 );

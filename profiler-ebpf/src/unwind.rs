@@ -238,7 +238,6 @@ unsafe extern "C" fn send_chunk(index: u64, chunks: *mut c_void) -> i64 {
 }
 
 /// Sends the record itself. Gives where the stack goes on behind what it holds, or 0; an error when the ring buffer is full.
-
 #[inline(always)]
 fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
     stack: u64,

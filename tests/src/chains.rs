@@ -20,6 +20,16 @@ impl Chains {
         Self(chains.collect())
     }
 
+    /// Whether each site has a stack that holds its chain.
+    pub fn hold_somewhere(&self, profile: &Profile) -> bool {
+        self.0.values().all(|chain| {
+            profile.stacks.iter().any(|stack| {
+                let functions: Vec<&str> = stack.functions.iter().map(|name| last_segment(name)).collect();
+                holds(&functions, chain)
+            })
+        })
+    }
+
     /// Panics unless each site has a stack and all its stacks hold its chain, and every other stack one of `entries`.
     ///
     /// A stack is of the first site from its leaf. One without a site is what the C library allocates for itself.

@@ -107,13 +107,6 @@ pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError
     Ok(symbol.map(|symbol| symbol.address()))
 }
 
-/// Whether the file is a program that Go's linker made, or has one in it.
-pub fn is_go(file: &File) -> Result<bool, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
-    Ok(elf.section_by_name(".gopclntab").is_some() || elf.section_by_name(".go.buildinfo").is_some())
-}
-
 /// The address, as the file states it, of what lies at an offset in the file; `None` where that is not loaded.
 pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
     let cache = ReadCache::new(file);

@@ -6,7 +6,6 @@ use profiler_common::unwind::{Row, WalkEnd};
 
 use super::{
     cfi::{self, UnwindInfo},
-    elf,
     maps::{AddressSpace, Content, Module, Range},
 };
 
@@ -20,7 +19,7 @@ pub struct RowSource {
 /// What a file says about its code.
 enum FileRows {
     /// The rules of its functions.
-    Info { info: UnwindInfo, is_go: bool },
+    Info(UnwindInfo),
     /// Nothing at all, as Go programs do; they keep frame pointers.
     Nothing,
 }
@@ -77,22 +76,24 @@ impl RowSource {
     fn file_row(&mut self, index: usize, module: &Module, range: &Range, call: u64) -> Row {
         let Some(file) = module.file.as_deref() else { return Row::stop(WalkEnd::NoUnwindInfo) };
         let rows = self.files.entry(index).or_insert_with(|| FileRows::of(file, &module.path));
-        let FileRows::Info { info, is_go } = rows else { return Row::FRAME_POINTER };
+        let FileRows::Info(info) = rows else { return Row::FRAME_POINTER };
         let Some(svma) =
             (call - range.start).checked_add(range.offset).and_then(|offset| info.svma_of(offset))
         else {
             return Row::stop(WalkEnd::NoUnwindInfo);
         };
+        let nothing = Row::stop(WalkEnd::NoUnwindInfo);
         let mut row = info.row(svma);
-        if row == Row::stop(WalkEnd::NoUnwindInfo) && info.row(svma.saturating_add(1)) == Row::END {
-            // The outermost function of a coroutine is never called: it is returned to at its first byte.
-            row = Row::END;
-        }
-        if row == Row::stop(WalkEnd::NoUnwindInfo) && is_signal_return(file, range, call) {
+        if row == nothing && is_signal_return(file, range, call) {
             return Row::SIGNAL;
         }
-        // A Go program with C in it has rules for the C only.
-        if *is_go && row == Row::stop(WalkEnd::NoUnwindInfo) { Row::FRAME_POINTER } else { row }
+        if row == nothing && info.row(svma.saturating_add(1)) != nothing {
+            // A function that is returned to at its first byte was never called: the outermost one of a coroutine.
+            row = Row::END;
+        }
+        // Code that its file says nothing about, in a Go program or in V8 all but the C, mostly keeps frame pointers; where
+        // it does not, the walk goes astray at once and says so.
+        if row == nothing { Row::FRAME_POINTER } else { row }
     }
 
     fn vdso_row(&mut self, range: &Range, call: u64) -> Row {
@@ -105,9 +106,8 @@ impl RowSource {
 
 impl FileRows {
     fn of(file: &File, path: &str) -> Self {
-        let is_go = elf::is_go(file).unwrap_or_default();
         match UnwindInfo::load(file) {
-            Ok(Some(info)) => Self::Info { info, is_go },
+            Ok(Some(info)) => Self::Info(info),
             Ok(None) => Self::Nothing,
             Err(error) => {
                 tracing::warn!(path, %error, "no unwind information");

@@ -186,10 +186,12 @@ impl<F: FnMut(Notice)> Worker<F> {
         // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
         // something to learn, we look ourselves.
         let is_content = self.knows_trampoline && !self.learner.is_waiting();
-        let timeout = match self.last_miss.elapsed() {
-            ..ALERT => Some(&LOOK_SOON),
-            _ if is_content => None,
-            _ => Some(&LOOK_AGAIN),
+        let timeout = if self.last_miss.elapsed() < ALERT {
+            Some(&LOOK_SOON)
+        } else if is_content {
+            None
+        } else {
+            Some(&LOOK_AGAIN)
         };
         poll(&mut fds, timeout)?;
         Ok(fds.first().is_some_and(|stop| !stop.revents().is_empty()))
