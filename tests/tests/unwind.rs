@@ -89,7 +89,18 @@ whole_stacks! {
     release_rust: "release", ["main", "work", "start_thread"];
     every_allocating_function: "every-function", ["main"];
     threads_that_share_blocks: "threads", ["main", "churn"];
-    calls_that_never_return: "abandoned", ["main", "abandon_for_good"];
+}
+
+#[test]
+fn calls_that_never_return_leave_the_following_ones_right_in_any_code() {
+    for variant in Variant::ALL {
+        let mut guest = Guest::start_as("abandoned", variant);
+        let recording = Recording::attach(guest.pid());
+        guest.command("run");
+        let ledger = guest.ledger();
+        ledger.assert_equals(&recording.finish().profile());
+        guest.exit();
+    }
 }
 
 /// What was learned of a library that has gone is not used for the one that lies in its place.
