@@ -112,7 +112,7 @@ pub const REGISTRY: [Description; COUNTERS] = [
         counter: Counter::RingFull,
         name: "ring_full",
         severity: Severity::Normal,
-        help: "stacks that did not fit the ring buffer and are sent again with their next allocation",
+        help: "stacks that did not fit the ring buffer; those that the kernel can walk are sent again",
     },
     Description {
         counter: Counter::UnreadableResults,

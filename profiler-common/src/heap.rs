@@ -23,8 +23,23 @@ pub struct LiveBlock {
 /// The stack hash under which allocations are counted when `TOTALS` has no room for their own.
 pub const OVERFLOW_STACK: u64 = 0;
 
+/// The stack hash under which allocations are counted whose stack the kernel could neither walk nor send.
+pub const UNLEARNED_STACK: u64 = 1;
+
 /// The size class of [`OVERFLOW_STACK`], which holds blocks of every size.
 pub const OVERFLOW_CLASS: u32 = 255;
+
+/// A return address, the key of the `ROWS` map, whose value is a [`crate::unwind::Row`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct RowKey {
+    /// The pc, as a walk has it.
+    pub pc: u64,
+    /// The target's tgid.
+    pub tgid: u32,
+    /// The epoch in which the pc means this.
+    pub epoch: u32,
+}
 
 /// A stack and a size class, the key of the `TOTALS` map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +81,7 @@ pub struct Totals {
 }
 
 const _: () = assert!(size_of::<LiveKey>() == 16, "no padding");
+const _: () = assert!(size_of::<RowKey>() == 16, "no padding");
 const _: () = assert!(size_of::<LiveBlock>() == 16, "no padding");
 const _: () = assert!(size_of::<TotalsKey>() == 16, "no padding");
 const _: () = assert!(size_of::<Totals>() == 40, "no padding");
@@ -73,6 +89,9 @@ const _: () = assert!(size_of::<Totals>() == 40, "no padding");
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
 unsafe impl aya::Pod for LiveKey {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
+unsafe impl aya::Pod for RowKey {}
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
 unsafe impl aya::Pod for LiveBlock {}

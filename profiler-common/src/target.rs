@@ -2,35 +2,25 @@
 
 /// One watched process, the value of the `TARGETS` map; the key is its tgid.
 ///
-/// The programs do nothing for a process that has no entry.
+/// The programs do nothing for a process that has no entry. User space makes it, and from then on only the kernel side
+/// writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
-    /// Raised when addresses change their meaning (exec, unmapped code).
+    /// Raised when addresses change their meaning: code was unmapped.
     pub epoch: u32,
-    /// Zero; see [`Target::keep_kernel_stack`].
-    pub flags: u32,
-    /// Start of the page to which the kernel makes hijacked return addresses point, in the target; 0 as long as
-    /// that is not known. The kernel maps it at the first of them, somewhere high.
-    pub trampoline: u64,
+    /// Frames kept of a stack, counted from the leaf; at least 1.
+    pub depth: u32,
+    /// 1 while the loader is removing objects.
+    pub is_removing: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Size of a page, and so of the kernel's `[uprobes]` mapping, in bytes.
 const PAGE_BYTES: u64 = 4096;
 
 impl Target {
-    /// Whether a word read where a return address lies is one that the kernel has hijacked.
-    ///
-    /// As long as it is not known where those point, every page's first byte is taken for it: the kernel's code begins
-    /// there (`uprobe_get_trampoline_vaddr` in kernel/events/uprobes.c, v6.18), and hardly any call returns there.
-    #[inline(always)]
-    pub const fn is_trampoline(&self, address: u64) -> bool {
-        if self.trampoline == 0 {
-            return address != 0 && address.is_multiple_of(PAGE_BYTES);
-        }
-        address.wrapping_sub(self.trampoline) < PAGE_BYTES
-    }
-
     /// Always false, in a way that no compiler can see.
     ///
     /// Kernels from 6.13 give a program of this kind a private per-CPU stack unless it can make a tail
@@ -38,8 +28,21 @@ impl Target {
     /// call that is never made keeps the kernel from doing so.
     #[inline(always)]
     pub const fn keep_kernel_stack(&self) -> bool {
-        self.flags != 0
+        self.depth == 0
     }
+}
+
+/// Whether a word read where a return address lies is one that the kernel has hijacked.
+///
+/// `trampoline` is where the page begins to which those point; 0 as long as that is not known, for the kernel maps it at
+/// the first of them. Until then every page's first byte is taken for it: the kernel's code begins there
+/// (`uprobe_get_trampoline_vaddr` in kernel/events/uprobes.c, v6.18), and hardly any call returns there.
+#[inline(always)]
+pub const fn is_hijacked(address: u64, trampoline: u64) -> bool {
+    if trampoline == 0 {
+        return address != 0 && address.is_multiple_of(PAGE_BYTES);
+    }
+    address.wrapping_sub(trampoline) < PAGE_BYTES
 }
 
 const _: () = assert!(size_of::<Target>() == 16, "no padding");
@@ -54,18 +57,17 @@ mod tests {
 
     #[test]
     fn only_the_page_itself_is_the_trampoline() {
-        let target = Target { trampoline: 0x7000, ..Target::default() };
-        assert!(!target.is_trampoline(0x6fff));
-        assert!(target.is_trampoline(0x7000));
-        assert!(target.is_trampoline(0x7fff));
-        assert!(!target.is_trampoline(0x8000));
+        let trampoline = 0x7000;
+        assert!(!is_hijacked(0x6fff, trampoline));
+        assert!(is_hijacked(0x7000, trampoline));
+        assert!(is_hijacked(0x7fff, trampoline));
+        assert!(!is_hijacked(0x8000, trampoline));
     }
 
     #[test]
     fn any_pages_first_byte_may_be_the_trampoline_as_long_as_it_is_not_known() {
-        let target = Target::default();
-        assert!(target.is_trampoline(0x7fff_ffff_e000));
-        assert!(!target.is_trampoline(0x7fff_ffff_e008));
-        assert!(!target.is_trampoline(0));
+        assert!(is_hijacked(0x7fff_ffff_e000, 0));
+        assert!(!is_hijacked(0x7fff_ffff_e008, 0));
+        assert!(!is_hijacked(0, 0));
     }
 }

@@ -11,8 +11,9 @@ use aya_log_ebpf::debug;
 use profiler_common::{
     call::{InFlight, Shape, array_bytes},
     counters::Counter,
-    heap::LiveBlock,
+    heap::{LiveBlock, UNLEARNED_STACK},
     target::Target,
+    unwind::ReadMemory,
 };
 
 use crate::{
@@ -65,8 +66,8 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
         }
     }
     call.stack = match unwind::caller(regs.rsp, regs.rbp) {
-        Some(caller) => record::announce(&ctx, tgid, caller, call.size_bytes, target),
-        None => profiler_common::heap::OVERFLOW_STACK,
+        Some(caller) => record::announce(&ctx, pid_tgid, caller, call.size_bytes, &target),
+        None => UNLEARNED_STACK,
     };
     if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
         debug!(&ctx, "no room for another call in INFLIGHT");
@@ -140,7 +141,7 @@ fn returned(ctx: &RetProbeContext, tgid: u32, call: &InFlight, result: u64) {
     } else if result as u32 != 0 {
         0
     } else {
-        match UserMemory.read_u64(call.out_address) {
+        match UserMemory.read_word(call.out_address) {
             Some(address) => address,
             None => return count(tgid, Counter::UnreadableResults, 1),
         }

@@ -6,12 +6,13 @@ use profiler_common::{
     call::InFlight,
     counters::Counter,
     heap::{LiveBlock, LiveKey},
-    target::Target,
+    target::{Target, is_hijacked},
+    unwind::ReadMemory,
 };
 
 use crate::{
     counters::count,
-    maps::{INFLIGHT, LIVE},
+    maps::{self, INFLIGHT, LIVE},
     memory::UserMemory,
     unwind,
 };
@@ -32,12 +33,17 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
     };
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
     let outer = unsafe { *outer };
-    let is_pending = UserMemory.read_u64(outer.sp).is_some_and(|pc| target.is_trampoline(pc));
+    let tgid = (pid_tgid >> 32) as u32;
+    let is_pending = UserMemory.read_word(outer.sp).is_some_and(|pc| is_hijacked(pc, maps::trampoline(tgid)));
     if is_pending && regs.rsp == outer.sp {
         return true;
     }
-    if is_pending && regs.rsp < outer.sp && unwind::is_inside(regs.rsp, regs.rbp, outer.sp) {
-        return true;
+    if is_pending && regs.rsp < outer.sp {
+        let inside = unwind::caller(regs.rsp, regs.rbp)
+            .is_none_or(|caller| unwind::is_inside(caller, outer.sp, tgid, target));
+        if inside {
+            return true;
+        }
     }
     abandon(ctx, pid_tgid, &outer);
     false

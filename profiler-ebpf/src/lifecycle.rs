@@ -1,11 +1,17 @@
-//! Threads that end and programs that are replaced.
+//! Threads that end, code that is unmapped, and programs that are replaced.
 
-use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext};
-use profiler_common::event::EventKind;
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    macros::{raw_tracepoint, uprobe},
+    programs::{ProbeContext, RawTracePointContext},
+};
+use profiler_common::{event::EventKind, unwind::ReadMemory};
 
 use crate::{
     events, inflight,
     maps::{self, INFLIGHT, TARGETS},
+    memory::UserMemory,
 };
 
 /// A thread ends: a call of it that is under way will not return.
@@ -23,6 +29,40 @@ pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     }
     if pid_tgid as u32 == tgid {
         events::notify(EventKind::LeaderExit, tgid);
+    }
+    0
+}
+
+/// The loader is about to change what is mapped, or has: the function that it calls for debuggers at either (the
+/// `r_debug` protocol of <link.h>). The cookie is where its state lies.
+#[uprobe]
+pub fn loader_change(ctx: ProbeContext) -> u32 {
+    const RT_CONSISTENT: u32 = 0;
+    const RT_DELETE: u32 = 2;
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else {
+        return 0;
+    };
+    // SAFETY: the helper takes the context as it is.
+    let address = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    let Some(state) = UserMemory.read_word(address) else {
+        return 0;
+    };
+    // SAFETY: an aligned word of a map value, written here only; the loader holds a lock meanwhile.
+    let is_removing = unsafe { (&raw const (*target).is_removing).read_volatile() };
+    let removes = state as u32 == RT_DELETE;
+    if removes || (is_removing != 0 && state as u32 == RT_CONSISTENT) {
+        // What was learned of the code that goes must not be used for what comes in its place.
+        // SAFETY: as above; the epoch is read as a whole word elsewhere.
+        unsafe {
+            let epoch = (&raw const (*target).epoch).read_volatile();
+            (&raw mut (*target).epoch).write_volatile(epoch.wrapping_add(1));
+            (&raw mut (*target).is_removing).write_volatile(u32::from(removes));
+        }
+        events::notify(EventKind::CodeChange, tgid);
+    } else if state as u32 == RT_CONSISTENT {
+        // New code is looked at while it is there.
+        events::notify(EventKind::CodeAdded, tgid);
     }
     0
 }

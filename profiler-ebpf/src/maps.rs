@@ -8,7 +8,7 @@ use aya_ebpf::{
 use profiler_common::{
     call::InFlight,
     counters::Counters,
-    heap::{LiveBlock, LiveKey, Totals, TotalsKey},
+    heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
     limits,
     target::Target,
 };
@@ -16,6 +16,14 @@ use profiler_common::{
 /// tgid → what to do for that process; without an entry, nothing.
 #[map]
 pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// tgid → start of the page to which hijacked return addresses point; without an entry, it is not known.
+#[map]
+pub static TRAMPOLINES: HashMap<u32, u64> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// Return address → how to go on from there, a `Row`.
+#[map]
+pub static ROWS: HashMap<RowKey, u64> = HashMap::with_max_entries(limits::MAX_ROWS, BPF_F_NO_PREALLOC);
 
 /// tgid → what was lost or guessed.
 #[map]
@@ -49,4 +57,11 @@ pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub fn target(tgid: u32) -> Option<Target> {
     // SAFETY: user space replaces an entry as a whole, and one that is a moment old is as good.
     Some(unsafe { *TARGETS.get_ptr(tgid)? })
+}
+
+/// Where hijacked return addresses point in a process; 0 where that is not known.
+#[inline(always)]
+pub fn trampoline(tgid: u32) -> u64 {
+    // SAFETY: an aligned word of a map value.
+    TRAMPOLINES.get_ptr(tgid).map_or(0, |trampoline| unsafe { *trampoline })
 }

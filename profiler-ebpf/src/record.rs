@@ -4,8 +4,9 @@ use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;
 use profiler_common::{
     counters::Counter,
-    event::StackEvent,
-    heap::{LiveBlock, LiveKey, OVERFLOW_CLASS, OVERFLOW_STACK, Totals, TotalsKey, size_class},
+    heap::{
+        LiveBlock, LiveKey, OVERFLOW_CLASS, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK, size_class,
+    },
     target::Target,
     unwind::Regs,
 };
@@ -13,7 +14,7 @@ use profiler_common::{
 use crate::{
     counters::{add, count},
     inflight::NO_EXIST,
-    maps::{EVENTS, LIVE, TOTALS},
+    maps::{LIVE, TOTALS},
     unwind,
 };
 
@@ -29,11 +30,21 @@ pub fn key(tgid: u32, block: &LiveBlock) -> TotalsKey {
 
 /// The stack under which a block of `size_bytes` allocated at `regs` will be counted.
 ///
-/// Its frames are sent to user space unless they have been. Where `TOTALS` is full that is
+/// Its frames are sent to user space unless they have been. A stack that cannot be walked to its end yet is counted
+/// under an id of its own, which user space will know the stack of. Where `TOTALS` is full the stack is
 /// [`OVERFLOW_STACK`], whose entry the loader made.
 #[inline(always)]
-pub fn announce(ctx: &impl EbpfContext, tgid: u32, regs: Regs, size_bytes: u64, target: Target) -> u64 {
-    let stack = unwind::hash(regs, target);
+pub fn announce(ctx: &impl EbpfContext, pid_tgid: u64, regs: Regs, size_bytes: u64, target: &Target) -> u64 {
+    let tgid = (pid_tgid >> 32) as u32;
+    let walk = unwind::walk(regs, tgid, target);
+    let mut stack = walk.finish();
+    if walk.misses_row() {
+        stack = walk.provisional_id(pid_tgid);
+        if !unwind::send_miss(stack, walk.depth(), regs, tgid, target) {
+            count(tgid, Counter::RingFull, 1);
+            stack = UNLEARNED_STACK;
+        }
+    }
     let key = key(tgid, &LiveBlock { size_bytes, stack });
     let totals = match TOTALS.get_ptr_mut(key) {
         Some(totals) => totals,
@@ -51,14 +62,12 @@ pub fn announce(ctx: &impl EbpfContext, tgid: u32, regs: Regs, size_bytes: u64, 
     if unsafe { (&raw const (*totals).sent).read_volatile() } != 0 {
         return stack;
     }
-    let Some(mut event) = EVENTS.reserve::<StackEvent>(0) else {
+    if walk.misses_row() || unwind::send_stack(stack, &walk, regs, tgid, target) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*totals).sent).write_volatile(1) };
+    } else {
         count(tgid, Counter::RingFull, 1);
-        return stack;
-    };
-    unwind::transcribe(event.as_mut_ptr(), tgid, stack, regs, target);
-    event.submit(0);
-    // SAFETY: as above.
-    unsafe { (&raw mut (*totals).sent).write_volatile(1) };
+    }
     stack
 }
 

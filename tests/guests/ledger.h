@@ -7,20 +7,33 @@
  * The guest prints `ready`, reads one command a line from its standard input, and answers each with lines of
  * its own, then `done`. Every guest knows `ledger`, which prints one line for each site
  *     ledger FUNCTION ALLOC_OBJECTS ALLOC_BYTES INUSE_OBJECTS INUSE_BYTES
- * then `end`, and `exit`. The end of its input ends it too, so that no guest outlives a test that crashed.
+ * then `end`, `chains`, which prints for each site that has one
+ *     chain FUNCTION CALLER… ENTRY
+ * the functions that its stacks hold from the leaf on, others between them, and `exit`. The end of its input ends
+ * it too, so that no guest outlives a test that crashed.
  */
 #ifndef LEDGER_H
 #define LEDGER_H
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#ifdef __cplusplus
+#include <atomic>
+using std::atomic_fetch_add_explicit;
+using std::atomic_long;
+using std::memory_order_relaxed;
+#else
+#include <stdatomic.h>
+#endif
 
 /* Neither inlined nor cloned: the function's name in the profile is its name here. */
 #define KEEP __attribute__((noipa))
@@ -33,11 +46,19 @@ struct site {
 
 /* The counters of a function. */
 #define SITE(function) \
-    static struct site function##_site __attribute__((section("ledger_sites"), used)) = { .name = #function }
+    static struct site function##_site __attribute__((section("ledger_sites"), used)) = { #function, 0, 0, 0, 0 }
+
+/* What is printed after `chain`: from a site to its thread's first function, in order. */
+#define CHAIN(name, text) \
+    static const char *const name##_chain __attribute__((section("ledger_chains"), used)) = text
 
 /* Hidden, so that a shared library with sites of its own finds those and not the program's. */
 extern struct site __start_ledger_sites[] __attribute__((visibility("hidden")));
 extern struct site __stop_ledger_sites[] __attribute__((visibility("hidden")));
+
+/* Weak, for most guests have none. */
+extern const char *const __start_ledger_chains[] __attribute__((weak, visibility("hidden")));
+extern const char *const __stop_ledger_chains[] __attribute__((weak, visibility("hidden")));
 
 /* A block, with what its free has to take off the ledger. */
 struct block {
@@ -66,7 +87,8 @@ static inline struct block took(struct site *site, void *address, size_t size)
         atomic_fetch_add_explicit(&site->alloc_objects, 1, memory_order_relaxed);
         atomic_fetch_add_explicit(&site->alloc_bytes, (long)size, memory_order_relaxed);
     }
-    return (struct block){ address, size, site };
+    struct block block = { address, size, site };
+    return block;
 }
 
 /* Takes a block off the ledger: it was freed or resized. */
@@ -102,8 +124,15 @@ __attribute__((unused, format(printf, 1, 2))) static void say(const char *format
 __attribute__((unused)) static void print_ledger(void)
 {
     for (struct site *site = __start_ledger_sites; site < __stop_ledger_sites; site++)
-        say("ledger %s %ld %ld %ld %ld", site->name, site->alloc_objects, site->alloc_bytes,
+        say("ledger %s %ld %ld %ld %ld", site->name, (long)site->alloc_objects, (long)site->alloc_bytes,
             site->alloc_objects - site->freed_objects, site->alloc_bytes - site->freed_bytes);
+}
+
+/* Prints the chains' lines. */
+__attribute__((unused)) static void print_chains(void)
+{
+    for (const char *const *chain = __start_ledger_chains; chain < __stop_ledger_chains; chain++)
+        say("chain %s", *chain);
 }
 
 /* Something that a guest does when told to; the argument is what followed the name, perhaps nothing. */
@@ -142,6 +171,11 @@ __attribute__((unused)) static void serve(const struct command *commands)
         if (!strcmp(line, "ledger")) {
             print_ledger();
             say("end");
+            continue;
+        }
+        if (!strcmp(line, "chains")) {
+            print_chains();
+            say("done");
             continue;
         }
         if (!strcmp(line, "exit")) {

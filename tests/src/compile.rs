@@ -1,16 +1,31 @@
-//! Compiling the guests, once for each state of their sources.
+//! How each guest is compiled: by which compiler, with or without frame pointers, with which libraries.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::{env, fs};
+
+use crate::cache::{Step, build};
 
 /// `-fno-builtin` keeps the compiler from removing pairs of malloc and free whose block nobody reads.
-const C: &[&str] = &["-std=c11", "-O2", "-g", "-fno-omit-frame-pointer", "-fno-builtin", "-pthread"];
-const CPP: &[&str] = &["-std=c++17", "-O2", "-g", "-fno-omit-frame-pointer", "-pthread"];
-const FREESTANDING: &[&str] =
-    &["-std=c11", "-O2", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie"];
+const C: &[&str] = &["-std=c11", "-O2", "-g", "-fno-builtin", "-pthread", "-Wall", "-Wextra", "-Werror"];
+const CPP: &[&str] = &["-std=c++17", "-O3", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"];
+const RUST: &[&str] = &["--edition=2024", "-O", "-g", "-Dwarnings"];
+const FREESTANDING: &[&str] = &[
+    "-std=c11",
+    "-O2",
+    "-nostdlib",
+    "-static",
+    "-ffreestanding",
+    "-fno-pie",
+    "-no-pie",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+];
+
+/// A shared library, and a program that finds its libraries beside itself.
+const LIBRARY: &[&str] = &["-shared", "-fPIC"];
+const BESIDE: &[&str] = &["-L.", "-Wl,-rpath,$ORIGIN"];
 
 /// The width of a program's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,48 +36,108 @@ pub enum Width {
     Bits64,
 }
 
-/// The executable of `guests/NAME.c`, or of `guests/NAME.cpp`.
-pub fn program(name: &str) -> PathBuf {
-    let c = source(&format!("{name}.c"));
-    let (compiler, flags, file) =
-        if c.exists() { ("cc", C, c) } else { ("c++", CPP, source(&format!("{name}.cpp"))) };
-    let step = Step { compiler, flags, source: &file, more: &[], output: name };
-    build(&[step]).join(name)
+/// Whether a program's functions keep frame pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// They do.
+    FramePointers,
+    /// They do not, as in most of what is released.
+    NoFramePointers,
 }
 
-/// The executable of `guests/NAME.c`, which finds the shared library `guests/libNAME.c` beside itself.
-pub fn program_with_library(name: &str) -> PathBuf {
-    let library = format!("lib{name}.so");
-    let (library_source, program_source) = (source(&format!("lib{name}.c")), source(&format!("{name}.c")));
-    let link = format!("-l:{library}");
-    let steps = [
-        Step {
-            compiler: "cc",
-            flags: C,
-            source: &library_source,
-            more: &["-shared", "-fPIC"],
-            output: &library,
-        },
-        Step {
-            compiler: "cc",
-            flags: C,
-            source: &program_source,
-            more: &["-L.", &link, "-Wl,-rpath,$ORIGIN"],
-            output: name,
-        },
-    ];
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::FramePointers, Self::NoFramePointers];
+
+    const fn gcc(self) -> &'static str {
+        match self {
+            Self::FramePointers => "-fno-omit-frame-pointer",
+            Self::NoFramePointers => "-fomit-frame-pointer",
+        }
+    }
+
+    const fn rustc(self) -> &'static str {
+        match self {
+            Self::FramePointers => "-Cforce-frame-pointers=yes",
+            Self::NoFramePointers => "-Cforce-frame-pointers=no",
+        }
+    }
+}
+
+/// The executable of `guests/NAME`, with frame pointers.
+pub fn program(name: &str) -> PathBuf {
+    program_as(name, Variant::FramePointers)
+}
+
+/// The executable of `guests/NAME.c`, `.cpp` or `.rs`; the libraries that it needs lie beside it.
+pub fn program_as(name: &str, variant: Variant) -> PathBuf {
+    let mut steps = libraries(name, variant);
+    let mut program = language(name, variant).output(name);
+    if !steps.is_empty() {
+        program = program.flags(BESIDE);
+    }
+    program = match name {
+        "constructor" => program.flags(&["-l:libconstructor.so"]),
+        // Bound at the first call, whatever the compiler's own default.
+        "lazy" => program.flags(&["-l:liblazy.so", "-Wl,-z,lazy"]),
+        _ => program,
+    };
+    steps.push(program);
     build(&steps).join(name)
+}
+
+/// The shared libraries of a guest.
+fn libraries(name: &str, variant: Variant) -> Vec<Step> {
+    let library =
+        |source_name: &str| Step::of("cc", source(source_name)).flags(C).flag(variant.gcc()).flags(LIBRARY);
+    match name {
+        "constructor" => vec![library("libconstructor.c").output("libconstructor.so")],
+        "lazy" => vec![library("liblazy.c").output("liblazy.so")],
+        "plugins" => vec![
+            library("libplugin.c").output("libplugin-first.so"),
+            library("libplugin.c").flag("-DSECOND").output("libplugin-second.so"),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// The compiler of a program and its flags, by what kind of source there is.
+fn language(name: &str, variant: Variant) -> Step {
+    let file = |extension: &str| source(&format!("{name}.{extension}"));
+    if file("c").exists() {
+        Step::of("cc", file("c")).flags(C).flag(variant.gcc())
+    } else if file("cpp").exists() {
+        Step::of("c++", file("cpp")).flags(CPP).flag(variant.gcc())
+    } else {
+        Step::of("rustc", file("rs")).flags(RUST).flag(variant.rustc())
+    }
+}
+
+/// Compiles every program in every way that a test might ask for, for tests that run where no compiler is.
+pub fn every_program() -> Vec<PathBuf> {
+    let folder = source("");
+    let entries = fs::read_dir(&folder).unwrap_or_else(|err| panic!("{}: {err}", folder.display()));
+    let mut programs = vec![no_allocator(Width::Bits64)];
+    for entry in entries {
+        let path = entry.expect("the folder stays").path();
+        let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");
+        let header = path.extension() == Some(OsStr::new("h"));
+        // Libraries are built with their programs.
+        if !header && !name.starts_with("lib") && name != "no-allocator" {
+            programs.extend(Variant::ALL.map(|variant| program_as(name, variant)));
+        }
+    }
+    programs
 }
 
 /// A program without a C library, which waits for ever.
 pub fn no_allocator(width: Width) -> PathBuf {
-    let file = source("no-allocator.c");
-    let more: &[&str] = match width {
-        Width::Bits32 => &["-m32"],
-        Width::Bits64 => &["-m64"],
+    let width = match width {
+        Width::Bits32 => "-m32",
+        Width::Bits64 => "-m64",
     };
-    let step = Step { compiler: "cc", flags: FREESTANDING, source: &file, more, output: "no-allocator" };
-    build(&[step]).join("no-allocator")
+    let step = Step::of("cc", source("no-allocator.c")).flags(FREESTANDING).flag(width);
+    build(&[step.output("no-allocator")]).join("no-allocator")
 }
 
 /// A file of the guests' folder.
@@ -80,65 +155,4 @@ pub fn line_of(file: &str, text: &str) -> usize {
         [line] => line,
         _ => panic!("`{text}` is on lines {lines:?} of {file} and not on one"),
     }
-}
-
-/// The folder in which cargo builds, found from where the running test is.
-pub fn target_dir() -> PathBuf {
-    let test = env::current_exe().expect("a test knows its own file");
-    // target/PROFILE/deps/TEST
-    test.ancestors().nth(3).expect("cargo puts tests three folders deep").to_path_buf()
-}
-
-struct Step<'a> {
-    compiler: &'a str,
-    flags: &'a [&'a str],
-    source: &'a Path,
-    more: &'a [&'a str],
-    output: &'a str,
-}
-
-/// Runs the steps in a folder named after everything that goes into them, unless it is there already.
-fn build(steps: &[Step<'_>]) -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    read(&source("ledger.h")).hash(&mut hasher);
-    for step in steps {
-        (step.compiler, step.flags, step.more, step.output, read(step.source)).hash(&mut hasher);
-    }
-    let guests = target_dir().join("guests");
-    let finished = guests.join(format!("{:016x}", hasher.finish()));
-    if finished.exists() {
-        return finished;
-    }
-    fs::create_dir_all(&guests).unwrap_or_else(|err| panic!("{}: {err}", guests.display()));
-    let fresh = tempfile::tempdir_in(&guests).expect("a folder to compile in");
-    for step in steps {
-        compile(step, fresh.path());
-    }
-    // Another test may have built the same meanwhile: its folder then stays, and this one goes.
-    if let Err(err) = fs::rename(fresh.path(), &finished) {
-        assert!(finished.exists(), "{}: {err}", finished.display());
-    }
-    finished
-}
-
-fn compile(step: &Step<'_>, folder: &Path) {
-    let output = Command::new(step.compiler)
-        .current_dir(folder)
-        .args(step.flags)
-        .args(["-Wall", "-Wextra", "-Werror", "-o", step.output])
-        .arg(step.source)
-        .args(step.more)
-        .output()
-        .unwrap_or_else(|err| panic!("cannot run `{}` (install gcc and g++): {err}", step.compiler));
-    assert!(
-        output.status.success(),
-        "`{}` failed on {}:\n{}",
-        step.compiler,
-        step.source.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn read(path: &Path) -> Vec<u8> {
-    fs::read(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()))
 }

@@ -6,7 +6,8 @@ use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 
 use rustix::process::Signal;
 
-use crate::compile;
+use crate::chains::Chains;
+use crate::compile::{self, Variant};
 use crate::ledger::Ledger;
 use crate::process::{Lines, Process};
 
@@ -20,9 +21,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Compiles and starts `guests/NAME.c`, and waits until it is ready.
+    /// Compiles and starts `guests/NAME`, and waits until it is ready.
     pub fn start(name: &str) -> Self {
-        let mut guest = Self::spawn(name, &compile::program(name));
+        Self::start_as(name, Variant::FramePointers)
+    }
+
+    /// The same, with or without frame pointers.
+    pub fn start_as(name: &str, variant: Variant) -> Self {
+        let mut guest = Self::spawn(name, &compile::program_as(name, variant));
         guest.line("ready");
         guest
     }
@@ -41,7 +47,8 @@ impl Guest {
         Self::spawn_command(name, Command::new(program))
     }
 
-    fn spawn_command(name: &str, mut command: Command) -> Self {
+    /// The same, of a command.
+    pub fn spawn_command(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process::spawn(command);
         let child = process.child();
@@ -86,6 +93,11 @@ impl Guest {
     pub fn ledger(&mut self) -> Ledger {
         self.send("ledger");
         Ledger::parse(&self.until("ledger", "end"))
+    }
+
+    /// The chains of its sites: the functions that a stack has to hold.
+    pub fn chains(&mut self) -> Chains {
+        Chains::parse(&self.command("chains"))
     }
 
     /// Sends a signal.

@@ -8,7 +8,8 @@ use std::{env, fs};
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
-use crate::compile::target_dir;
+use crate::cache::target_dir;
+use crate::http::get;
 use crate::process::{Lines, Process};
 use crate::profile::Profile;
 
@@ -184,6 +185,54 @@ impl Recording {
     pub fn wait(self) -> Recorded {
         let outcome = self.running.wait();
         Recorded { outcome, path: profile_in(&self.folder), _folder: self.folder }
+    }
+}
+
+/// A `heaptap serve` under way.
+#[derive(Debug)]
+pub struct Serving {
+    running: Running,
+    /// Where the profile is.
+    pub url: String,
+}
+
+impl Serving {
+    /// Attaches to a process, and waits until it is served.
+    pub fn start(pid: u32) -> Self {
+        let mut command = command();
+        command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]);
+        let mut running = Running::start(command);
+        let line = running.stderr_line("heaptap: serving http://127.0.0.1:");
+        let url = line.trim_start_matches("heaptap: serving ").to_owned();
+        assert!(url.ends_with("/debug/pprof/heap"), "{line}");
+        Self { running, url }
+    }
+
+    /// The profile as it is now.
+    #[track_caller]
+    pub fn fetch(&self) -> Profile {
+        let (status, body) = get(&self.url);
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        Profile::decode(&body, &self.url)
+    }
+
+    /// The first profile that is `enough`: what was recorded a moment ago may not be in it yet.
+    #[track_caller]
+    pub fn fetch_until(&self, what: &str, enough: impl Fn(&Profile) -> bool) -> Profile {
+        for _ in 0..1000 {
+            let profile = self.fetch();
+            if enough(&profile) {
+                return profile;
+            }
+        }
+        panic!("{what} is in none of a thousand profiles: {:#?}", self.fetch().comments);
+    }
+
+    /// Stops it with a signal.
+    #[track_caller]
+    pub fn finish(self, signal: Signal) {
+        self.running.signal(signal);
+        self.running.wait().assert_success();
     }
 }
 

@@ -6,6 +6,8 @@
 
 pub mod compile;
 
+mod cache;
+
 pub mod guest;
 
 pub mod process;
@@ -19,5 +21,7 @@ pub mod text;
 pub mod profile;
 
 pub mod ledger;
+
+pub mod chains;
 
 pub mod pprof;

@@ -3,7 +3,7 @@
 //! It knows the fields that the tests look at. The numbers are those of
 //! <https://github.com/google/pprof/blob/main/proto/profile.proto>.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -173,6 +173,29 @@ impl Profile {
         self.stacks.iter().map(|stack| stack.values).sum()
     }
 
+    /// Allocations by how the walk up their stack ended, as the comments `allocations: N END` say.
+    pub fn allocations_by_end(&self) -> BTreeMap<&str, u64> {
+        let ends = self.comments.iter().filter_map(|comment| {
+            let (number, end) = comment.strip_prefix("allocations: ")?.split_once(' ')?;
+            Some((end, number.parse().expect("a count is a number")))
+        });
+        ends.collect()
+    }
+
+    /// Panics unless at least so many allocations were seen, and no more than so many in a thousand have a stack that
+    /// does not reach its thread's start.
+    #[track_caller]
+    pub fn assert_whole(&self, at_least: u64, broken_per_thousand: u64) {
+        let total = u64::try_from(self.total().alloc_objects).expect("no negative count");
+        assert!(total >= at_least, "only {total} allocations, not {at_least}: {:#?}", self.comments);
+        let ends = self.allocations_by_end();
+        let told: u64 = ends.values().sum();
+        assert_eq!(told, total, "allocations whose stack's end is told: {:#?}", self.comments);
+        let whole = ends.get("whole").copied().unwrap_or(0);
+        let allowed = total * broken_per_thousand / 1000;
+        assert!(total - whole <= allowed, "{whole} of {total} are whole: {:#?}", self.comments);
+    }
+
     /// The value of one of heaptap's counters, 0 where no comment speaks of it.
     pub fn counter(&self, name: &str) -> i64 {
         self.comments.iter().find_map(|comment| counter_in(comment, name)).unwrap_or(0)
@@ -197,6 +220,41 @@ fn names(location: &proto::Location, functions: &HashMap<u64, &str>) -> Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn commented(alloc_objects: i64, comments: &[&str]) -> Profile {
+        let values = Values { alloc_objects, ..Values::default() };
+        Profile {
+            stacks: vec![Stack { functions: Vec::new(), depth: 0, values }],
+            comments: comments.iter().map(|&text| text.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn one_broken_stack_in_a_thousand_is_borne() {
+        let ends = ["allocations: 999 whole", "allocations: 1 broken: not learned yet", "x: 3 y"];
+        let profile = commented(1000, &ends);
+        assert_eq!(profile.allocations_by_end()["broken: not learned yet"], 1);
+        profile.assert_whole(1000, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "998 of 1000 are whole")]
+    fn two_are_not() {
+        commented(1000, &["allocations: 998 whole", "allocations: 2 cut at the depth limit"])
+            .assert_whole(1, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "allocations whose stack's end is told")]
+    fn a_profile_that_does_not_say_is_not_whole() {
+        commented(5, &["stacks: 5 whole"]).assert_whole(1, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "only 5 allocations, not 6")]
+    fn too_few_prove_nothing() {
+        commented(5, &["allocations: 5 whole"]).assert_whole(6, 1);
+    }
 
     #[test]
     fn counters_are_found_by_their_whole_name() {

@@ -1,6 +1,6 @@
 //! The guests by themselves: without a profiler they do what the other tests take for granted.
 
-use heaptap_tests::compile::{self, Width};
+use heaptap_tests::compile::{self, Variant, Width};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::process::{Lines, Process};
 use heaptap_tests::text::changed_text;
@@ -8,6 +8,10 @@ use std::process::{Command, Stdio};
 
 #[test]
 fn every_guest_runs_twice_and_keeps_its_ledger() {
+    Variant::ALL.into_iter().for_each(run_twice);
+}
+
+fn run_twice(variant: Variant) {
     for name in [
         "every-function",
         "threads",
@@ -18,8 +22,17 @@ fn every_guest_runs_twice_and_keeps_its_ledger() {
         "fork",
         "leader",
         "ends",
+        "signals",
+        "plugins",
+        "clones",
+        "frames",
+        "lazy",
+        "coroutine",
+        "staircase",
+        "containers",
+        "release",
     ] {
-        let mut guest = Guest::start(name);
+        let mut guest = Guest::start_as(name, variant);
         guest.command("run");
         let once = guest.ledger();
         guest.command("run");
@@ -27,6 +40,14 @@ fn every_guest_runs_twice_and_keeps_its_ledger() {
         assert!(once.total().alloc_objects > 0, "{name}:\n{once}");
         assert!(twice.since(&once).total().alloc_objects > 0, "{name}:\n{twice}");
         guest.exit();
+    }
+}
+
+/// What `cargo xtask test vm` takes along to a machine without a compiler.
+#[test]
+fn every_guest_compiles_with_and_without_frame_pointers() {
+    for program in compile::every_program() {
+        assert!(program.is_file(), "{}", program.display());
     }
 }
 
@@ -59,7 +80,7 @@ fn programs_without_an_allocator_run_in_both_widths() {
 
 #[test]
 fn a_guest_with_a_library_tells_both_ledgers() {
-    let mut command = Command::new(compile::program_with_library("constructor"));
+    let mut command = Command::new(compile::program("constructor"));
     command.args(["/dev/stdout", "one"]).env("HEAPTAP_GUEST", "two").stdout(Stdio::piped());
     let mut process = Process::spawn(command);
     let report = Lines::of(process.child().stdout.take().expect("stdout is piped")).all("the guest's report");

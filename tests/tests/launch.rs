@@ -18,7 +18,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let built = compile::program_with_library("constructor");
+        let built = compile::program("constructor");
         let folder = tempfile::tempdir().expect("a folder for the guest");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).expect("the folder is ours");
         for file in ["constructor", "libconstructor.so"] {

@@ -7,6 +7,7 @@ mod demo;
 mod ebpf;
 mod packages;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ enum Command {
     /// Measure what recording costs the target
     Bench,
     /// Run every test: unit tests, and as root the tests against real processes and the running kernel
-    Test,
+    Test(test::TestArgs),
 }
 
 fn main() -> ExitCode {
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Bench => bench::run(),
-        Command::Test => test::run(),
+        Command::Test(args) => test::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

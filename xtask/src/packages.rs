@@ -41,6 +41,34 @@ pub(crate) const LIBC_HEADERS: Need = Need {
 pub(crate) const CXX: Need =
     Need { sign: Sign::Program("c++"), package: "g++", purpose: "compiles the tests' C++ program" };
 
+/// Programs as Debian builds them, which the tests of unwinding record.
+pub(crate) const RECORDED_PROGRAMS: [Need; 6] = [
+    recorded("/usr/bin/python3", "python3"),
+    recorded("/usr/bin/redis-server", "redis-server"),
+    recorded("/usr/bin/sqlite3", "sqlite3"),
+    recorded("/usr/sbin/nginx", "nginx-light"),
+    recorded("/usr/bin/keytool", "default-jre-headless"),
+    recorded("/usr/bin/node", "nodejs"),
+];
+
+const fn recorded(path: &'static str, package: &'static str) -> Need {
+    Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }
+}
+
+/// The emulator of a whole machine.
+pub(crate) const QEMU: Need = Need {
+    sign: Sign::Program("qemu-system-x86_64"),
+    package: "qemu-system-x86",
+    purpose: "boots the kernels that are tested",
+};
+
+/// The commands that a machine with nothing else starts with.
+pub(crate) const BUSYBOX: Need = Need {
+    sign: Sign::File("/bin/busybox"),
+    package: "busybox-static",
+    purpose: "starts the machine in which kernels are tested",
+};
+
 /// Go, for its pprof.
 pub(crate) const GO: Need = Need {
     sign: Sign::Program("go"),
@@ -81,8 +109,8 @@ fn is_on_path(name: &str) -> bool {
 }
 
 /// Installs what is missing, where we are root and have apt-get; otherwise names it.
-pub(crate) fn ensure_installed(needs: &[Need]) -> Result<()> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_there()).collect();
+pub(crate) fn ensure_installed<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
+    let missing: Vec<&Need> = needs.into_iter().filter(|need| !need.is_there()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -8,27 +8,50 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS};
+use crate::packages::{self, CC, CXX, GO, LIBC_HEADERS, RECORDED_PROGRAMS};
+use crate::vm;
 use crate::workspace::{self, cargo, is_root, root, target_dir};
 
-/// What one run of `cargo test` came to.
-#[derive(Debug, Default)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    took: Duration,
-    /// Whether cargo itself was content; it is not when a test does not compile.
-    success: bool,
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    #[command(subcommand)]
+    place: Option<Place>,
+}
+
+/// Where else tests run.
+#[derive(Debug, clap::Subcommand)]
+enum Place {
+    /// Run the kernel tests on Debian's 6.1 and 6.12 kernels, each in an emulated machine
+    Vm(vm::VmArgs),
 }
 
 /// Runs the command.
-pub(crate) fn run() -> Result<()> {
-    packages::ensure_installed(&[CC, LIBC_HEADERS, CXX, GO])?;
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    match &args.place {
+        Some(Place::Vm(args)) => vm::run(args),
+        None => run_here(),
+    }
+}
 
-    // Cargo builds a binary for the tests of its own package only.
-    workspace::run(cargo()?.args(["build", "--package", "profiler-user", "--bin", "heaptap"]))?;
-    let heaptap = target_dir()?.join("debug/heaptap");
+/// What one run of `cargo test` came to.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    ignored: u64,
+    took: Duration,
+    /// Whether cargo itself was content; it is not when a test does not compile.
+    pub(crate) success: bool,
+}
+
+/// Runs all tests on this machine and its kernel.
+fn run_here() -> Result<()> {
+    packages::ensure_installed([CC, LIBC_HEADERS, CXX, GO].iter().chain(&RECORDED_PROGRAMS))?;
+
+    // The one that users have; and cargo builds a binary for the tests of its own package only.
+    workspace::run(cargo()?.args(["build", "--release", "--package", "profiler-user", "--bin", "heaptap"]))?;
+    let heaptap = target_dir()?.join("release/heaptap");
     ensure!(heaptap.exists(), "cargo has built heaptap, but not at {}", heaptap.display());
 
     let mut suites = Vec::new();
@@ -91,7 +114,7 @@ fn tally(mut command: Command) -> Result<Tally> {
 
 impl Tally {
     /// Takes in `test result: ok. 6 passed; 0 failed; 0 ignored; …`, and no other line.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some(counts) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
             return;
         };

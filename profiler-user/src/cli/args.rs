@@ -4,8 +4,10 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use profiler_common::limits::MAX_FRAMES;
+
 use super::report::ReportArgs;
-use crate::source::uprobe::Capacities;
+use crate::{source::uprobe::Capacities, symbolize};
 
 /// A heap profiler that works from outside the program.
 ///
@@ -91,6 +93,10 @@ pub struct RecordArgs {
     #[arg(long, short)]
     pub quiet: bool,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -110,6 +116,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6060")]
     pub listen: SocketAddr,
 
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
+
     /// How much the kernel side may keep.
     #[command(flatten)]
     pub capacities: CapacityArgs,
@@ -121,6 +131,21 @@ pub struct InspectArgs {
     /// The process to look at.
     #[arg(long, value_name = "PID")]
     pub pid: u32,
+}
+
+/// Where to look for names; `DEBUGINFOD_URLS` names servers to ask as well.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Names")]
+pub struct SymbolArgs {
+    /// A directory of separate debug files, searched like /usr/lib/debug and before it; can be given several times.
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    pub debug_dirs: Vec<PathBuf>,
+}
+
+impl From<SymbolArgs> for symbolize::Options {
+    fn from(SymbolArgs { debug_dirs }: SymbolArgs) -> Self {
+        Self { debug_dirs }
+    }
 }
 
 /// How much the kernel side may keep.
@@ -137,14 +162,19 @@ pub struct CapacityArgs {
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_stacks: u32,
 
+    /// Frames to keep of a stack, counted from the leaf; deeper ones are cut, and say so.
+    #[arg(long, value_name = "N", default_value_t = Capacities::default().stack_depth,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_FRAMES as i64))]
+    pub stack_depth: u32,
+
     /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096.
     #[arg(long, value_name = "BYTES", default_value_t = Capacities::default().ring_bytes, value_parser = ring_bytes)]
     pub ring_bytes: u32,
 }
 
 impl From<CapacityArgs> for Capacities {
-    fn from(CapacityArgs { max_live, max_stacks, ring_bytes }: CapacityArgs) -> Self {
-        Self { live_blocks: max_live, totals: max_stacks, ring_bytes }
+    fn from(CapacityArgs { max_live, max_stacks, stack_depth, ring_bytes }: CapacityArgs) -> Self {
+        Self { live_blocks: max_live, totals: max_stacks, ring_bytes, stack_depth }
     }
 }
 
@@ -176,6 +206,7 @@ mod tests {
         assert!(parse(&["--pid", "1"]).is_ok());
         assert!(parse(&["--", "ls", "-l"]).is_ok());
         assert!(parse(&["--pid", "1", "--", "ls"]).is_err());
+        assert!(parse(&["--pid", "1", "--debug-dir", "a", "--debug-dir", "b"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30s"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30 bananas"]).is_err());
     }

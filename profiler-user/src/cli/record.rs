@@ -20,7 +20,7 @@ use super::{
 use crate::{
     output::file::{FileError, OutputFile},
     profile::{heap::losses, printable::Printable, write::encode_gzip},
-    source::RawHeap,
+    source::{RawHeap, health::Health},
     target::{Process, identity::Identity, launch::Held},
 };
 
@@ -66,7 +66,7 @@ fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, O
     let process = Process::open(pid)?;
     let path = args.output.clone().unwrap_or_else(|| default_path(process.comm(), pid));
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
-    let session = Session::start(process, &args.capacities.into(), diagnostics)?;
+    let session = Session::start(process, &args.capacities.into(), args.symbols.clone().into(), diagnostics)?;
     Ok((session, output))
 }
 
@@ -136,7 +136,8 @@ fn finish(
     }
     if !args.quiet {
         say_what_became_of(child);
-        say(&format!("wrote {}{}", path.display(), stacks(&heap)));
+        say_how_whole(&heap);
+        say(&format!("wrote {}", path.display()));
         say(&format!(
             "open it with `heaptap report {0} --lines` or `go tool pprof -http=: {0}`",
             path.display()
@@ -151,16 +152,20 @@ fn finish(
     Ok(Outcome::Done)
 }
 
-/// How whole the stacks are, where not all of them are.
-fn stacks(heap: &RawHeap) -> String {
-    let count = |end| heap.stacks.iter().filter(|stack| stack.end == end).count();
-    let parts: Vec<_> = WalkEnd::ALL
-        .into_iter()
-        .map(|end| (end, count(end)))
-        .filter(|(_, count)| *count > 0)
-        .map(|(end, count)| format!("{count} {}", end.text()))
-        .collect();
-    if parts.is_empty() { String::new() } else { format!(", stacks: {}", parts.join(", ")) }
+/// Says how many allocations have a whole stack, and why the others have not, where there are others.
+fn say_how_whole(heap: &RawHeap) {
+    let health = Health::of(heap);
+    let (whole, all) = health.whole_of_all();
+    if whole == all {
+        return;
+    }
+    say(&format!("{:.2} % of {all} allocations have a whole stack", whole as f64 / all as f64 * 100.0));
+    if let Some(cut) = health.by_end.get(&WalkEnd::Cut) {
+        say(&format!("  {cut} have more frames than --stack-depth keeps"));
+    }
+    for ((end, file), allocations) in &health.broken {
+        say(&format!("  {allocations} in {file}: {}", end.text()));
+    }
 }
 
 fn say_what_became_of(child: Option<Child>) {

@@ -27,7 +27,8 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     let socket = std::net::TcpListener::bind(args.listen)
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
-    let session = Arc::new(Session::start(process, &args.capacities.into(), diagnostics)?);
+    let session =
+        Arc::new(Session::start(process, &args.capacities.into(), args.symbols.clone().into(), diagnostics)?);
     runtime()?.block_on(attend(args, &session, socket))
 }
 

@@ -21,7 +21,7 @@ use crate::{
         RawHeap,
         uprobe::{Capacities, Notice, Recording, Vitals},
     },
-    symbolize::Names,
+    symbolize::{self, Names},
     target::Process,
 };
 
@@ -53,9 +53,11 @@ impl Session {
     pub(super) fn start(
         process: Process,
         capacities: &Capacities,
+        symbols: symbolize::Options,
         diagnostics: bool,
     ) -> Result<Self, CliError> {
         let pid = process.pid();
+        let names = Mutex::new(Names::new(pid, symbols));
         let (send, notices) = mpsc::unbounded_channel();
         // A receiver that is gone no longer wants to know.
         let on_notice = move |notice| {
@@ -63,7 +65,7 @@ impl Session {
         };
         let recording =
             Recording::start(process, capacities, diagnostics, on_notice).map_err(CliError::record(pid))?;
-        Ok(Self { recording, names: Mutex::default(), notices: tokio::sync::Mutex::new(notices) })
+        Ok(Self { recording, names, notices: tokio::sync::Mutex::new(notices) })
     }
 
     pub(super) const fn process(&self) -> &Process {

@@ -11,7 +11,7 @@ use super::{
     sample_type::{DEFAULT_SAMPLE_TYPE, HEAP_SAMPLE_TYPES, HeapCount, SampleType},
 };
 use crate::{
-    source::{RawEntry, RawFrame, RawHeap, StackRef},
+    source::{RawEntry, RawFrame, RawHeap, StackRef, health::Health},
     symbolize::{self, Names},
     target::maps::{Content, Module, Range},
 };
@@ -128,11 +128,12 @@ impl Writer<'_> {
             heap.pid,
             heap.comm
         ));
-        for end in WalkEnd::ALL {
-            let count = heap.stacks.iter().filter(|stack| stack.end == end).count();
-            if count > 0 {
-                self.builder.comment(&format!("stacks: {count} {}", end.text()));
-            }
+        let health = Health::of(heap);
+        for (end, allocations) in &health.by_end {
+            self.builder.comment(&format!("allocations: {allocations} {}", end.text()));
+        }
+        for ((end, file), allocations) in &health.broken {
+            self.builder.comment(&format!("broken: {allocations} in {file}: {}", end.text()));
         }
         for comment in losses(heap).into_iter().chain(counters(heap, Severity::Normal, "counter")) {
             self.builder.comment(&comment);
@@ -286,7 +287,7 @@ mod tests {
             comments.iter().any(|comment| comment.starts_with("counter: unknown_frees = 9: ")),
             "{comments:?}"
         );
-        assert!(comments.contains(&"stacks: 1 whole"), "{comments:?}");
+        assert!(comments.contains(&"allocations: 4 whole"), "{comments:?}");
     }
 
     #[test]

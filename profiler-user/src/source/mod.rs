@@ -4,6 +4,8 @@
 
 pub mod uprobe;
 
+pub mod health;
+
 use std::time::{Duration, SystemTime};
 
 use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
@@ -58,7 +60,7 @@ impl RawHeap {
 }
 
 /// A stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RawStack {
     /// Its frames, leaf first.
     pub frames: Vec<RawFrame>,
@@ -67,7 +69,7 @@ pub struct RawStack {
 }
 
 /// A frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawFrame {
     /// The return address.
     pub address: u64,

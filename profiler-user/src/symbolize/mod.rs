@@ -1,9 +1,43 @@
 //! Names: addresses become functions, files and lines.
 //!
-//! An address without a name is no error: the frame keeps its address and its mapping.
+//! An address without a name is no error: the frame keeps its address and its mapping. No name is better than a
+//! wrong one.
+
+mod debug_file;
+
+mod debuginfod;
 
 mod demangle;
 
+mod dwarf;
+
+mod error;
+
+#[cfg(test)]
+mod fixture;
+
+mod image;
+
+mod jit;
+
+mod line;
+
+mod mini;
+
+mod module;
+
 mod names;
 
-pub use names::{Function, Line, Names};
+mod perf_map;
+
+mod symbols;
+
+pub use line::{Function, Line};
+pub use names::Names;
+
+/// Where to look for names, besides in the mapped files themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Directories of separate debug files, in which to look before `/usr/lib/debug`.
+    pub debug_dirs: Vec<std::path::PathBuf>,
+}

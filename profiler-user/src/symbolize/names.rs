@@ -2,50 +2,53 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    ffi::OsStr,
-    panic::{AssertUnwindSafe, catch_unwind},
+    fs::File,
+    os::unix::fs::FileExt,
     path::Path,
-    sync::Arc,
 };
 
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
-
-use super::demangle::demangle;
+use super::{
+    Options,
+    debug_file::{DebugFile, Finder},
+    debuginfod::Debuginfod,
+    image::{Cache, Image},
+    jit::Jit,
+    line::Line,
+    module::Sources,
+};
 use crate::{
     source::{RawFrame, RawHeap},
-    target::maps::{Content, Module, Range},
+    target::{
+        maps::{Content, Module, Range},
+        root::Root,
+    },
 };
-
-/// A function.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Function {
-    /// Its readable name.
-    pub name: String,
-    /// Its name as the linker knows it.
-    pub system_name: String,
-    /// Its source file; empty where that is not known.
-    pub file: String,
-}
-
-/// A line of a function; several stand at one address where functions were inlined.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Line {
-    /// The function.
-    pub function: Arc<Function>,
-    /// The line's number; 0 where that is not known.
-    pub number: u32,
-}
 
 /// The names found so far. Kept from one look at a heap to the next, so that each address is looked up once.
 #[derive(Debug, Default)]
 pub struct Names {
+    options: Options,
     /// By the file, as a place in `AddressSpace::modules`, and the offset in it.
     lines: HashMap<(usize, u64), Vec<Line>>,
+    /// The debug files of the mapped files, by the same places; `None` where there is none.
+    debug_files: HashMap<usize, Option<DebugFile>>,
+    /// The target's root directory, kept for when it has ended.
+    root: Option<Root>,
+    jit: Jit,
+    debuginfod: Option<Debuginfod>,
 }
 
 impl Names {
+    /// No names yet, for a process that is alive: what leads to its files is noted while it is.
+    pub fn new(pid: u32, options: Options) -> Self {
+        let mut names = Self { options, debuginfod: Debuginfod::from_environment(), ..Self::default() };
+        names.meet(pid);
+        names
+    }
+
     /// Looks up every frame of a heap that was not looked up before.
     pub fn resolve(&mut self, heap: &RawHeap) {
+        self.meet(heap.pid);
         let mut wanted: HashMap<usize, BTreeSet<u64>> = HashMap::new();
         for frame in heap.stacks.iter().flat_map(|stack| &stack.frames) {
             let Some((module, offset)) = place(frame, heap.space.ranges()) else { continue };
@@ -55,17 +58,57 @@ impl Names {
         }
         for (index, offsets) in wanted {
             let offsets: Vec<u64> = offsets.into_iter().collect();
-            let found = heap.space.modules().get(index).map(|module| look_up(module, &offsets));
+            let found = heap.space.modules().get(index).map(|module| self.look_up(index, module, &offsets));
             let mut found = found.unwrap_or_default().into_iter();
             for offset in offsets {
                 self.lines.insert((index, offset), found.next().unwrap_or_default());
             }
         }
+        let made = heap.stacks.iter().flat_map(|stack| &stack.frames);
+        let made: BTreeSet<u64> = made
+            .filter(|frame| may_be_made(frame, heap))
+            .filter_map(|frame| frame.address.checked_sub(1))
+            .collect();
+        self.jit.resolve(self.root.as_ref(), made);
     }
 
     /// The lines at a frame, innermost inlined function first; empty where it has no name.
     pub fn lines(&self, frame: &RawFrame, ranges: &[Range]) -> &[Line] {
-        place(frame, ranges).and_then(|place| self.lines.get(&place)).map_or(&[], Vec::as_slice)
+        let known =
+            place(frame, ranges).and_then(|place| self.lines.get(&place)).map_or(&[][..], Vec::as_slice);
+        match frame.address.checked_sub(1) {
+            Some(call) if known.is_empty() => self.jit.lines(call),
+            _ => known,
+        }
+    }
+
+    fn meet(&mut self, pid: u32) {
+        // A process may change its root, and it may be gone.
+        if let Ok(root) = Root::of(pid) {
+            self.root = Some(root);
+        }
+        self.jit.meet(pid);
+    }
+
+    /// The lines at each offset of a file, in the same order; short where the file could not be read.
+    fn look_up(&mut self, index: usize, module: &Module, offsets: &[u64]) -> Vec<Vec<Line>> {
+        let Some(file) = module.file.as_deref().filter(|file| is_elf(file)) else { return Vec::new() };
+        let ours = Root::at(Path::new("/")).ok();
+        let finder = Finder::new(&self.options, ours.as_ref(), self.root.as_ref());
+        let debug = self.debug_files.entry(index).or_insert_with(|| {
+            let cache = Cache::new(file);
+            let image = Image::parse(&cache).ok()?;
+            finder.find(module, &image).or_else(|| {
+                // What is in the file itself is as good, and here.
+                let wanted = image.build_id().filter(|_| !image.has_dwarf())?;
+                self.debuginfod.as_mut()?.fetch(&wanted)
+            })
+        });
+        let sources = Sources { module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
+        sources.look_up(offsets).unwrap_or_else(|error| {
+            tracing::warn!(file = module.path, "no names: {error:#}");
+            Vec::new()
+        })
     }
 }
 
@@ -77,53 +120,25 @@ fn place(frame: &RawFrame, ranges: &[Range]) -> Option<(usize, u64)> {
     Some((module, call.checked_sub(range.start)?.checked_add(range.offset)?))
 }
 
-/// The lines at each offset of a file, in the same order; short where the file could not be read.
-fn look_up(module: &Module, offsets: &[u64]) -> Vec<Vec<Line>> {
-    let Some(path) = module.held_path() else { return Vec::new() };
-    // The file is the target's and may be made to confuse. What that does to the library stays here.
-    let found = catch_unwind(AssertUnwindSafe(|| {
-        let symbolizer = Symbolizer::builder()
-            .enable_code_info(true)
-            .enable_inlined_fns(true)
-            .enable_demangling(false)
-            .build();
-        let elf = source::Source::Elf(source::Elf::new(path));
-        let symbols = symbolizer.symbolize(&elf, Input::FileOffset(offsets))?;
-        Ok::<_, blazesym::Error>(symbols.iter().map(lines_of).collect())
-    }));
-    match found {
-        Ok(Ok(lines)) => lines,
-        Ok(Err(error)) => {
-            tracing::warn!(file = module.path, "no names: {error:#}");
-            Vec::new()
-        }
-        Err(_) => {
-            tracing::warn!(file = module.path, "no names: its debug information is broken");
-            Vec::new()
-        }
+/// Whether a frame's code may have been made while the program ran: it lies in no ELF file, but in memory without
+/// a file, in a file that is only memory (`memfd_create`), or in what is not mapped any more.
+fn may_be_made(frame: &RawFrame, heap: &RawHeap) -> bool {
+    let Some(range) = frame.range.and_then(|index| heap.space.ranges().get(index)) else { return true };
+    match &range.content {
+        Content::Unnamed(name) => !matches!(name.as_str(), "[vdso]" | "[vsyscall]" | "[uprobes]"),
+        Content::Module(module) => heap
+            .space
+            .modules()
+            .get(*module)
+            .and_then(|module| module.file.as_deref())
+            .is_some_and(|file| !is_elf(file)),
     }
 }
 
-fn lines_of(symbolized: &Symbolized<'_>) -> Vec<Line> {
-    let Symbolized::Sym(symbol) = symbolized else { return Vec::new() };
-    let Sym { name, code_info, inlined, .. } = symbol;
-    // The library lists inlined functions from the outside in.
-    let inlined = inlined.iter().rev().map(|inlined| line(&inlined.name, inlined.code_info.as_ref()));
-    inlined.chain([line(name, code_info.as_deref())]).collect()
+fn is_elf(file: &File) -> bool {
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0).is_ok() && magic == object::elf::ELFMAG
 }
-
-fn line(name: &str, code: Option<&CodeInfo<'_>>) -> Line {
-    let file = code.map(|code| file_name(code.dir.as_deref(), &code.file)).unwrap_or_default();
-    let readable = demangle(name).unwrap_or_else(|| name.to_owned());
-    let function = Function { name: readable, system_name: name.to_owned(), file };
-    Line { function: Arc::new(function), number: code.and_then(|code| code.line).unwrap_or_default() }
-}
-
-fn file_name(directory: Option<&Path>, file: &OsStr) -> String {
-    let path = directory.map_or_else(|| Path::new(file).to_owned(), |directory| directory.join(file));
-    path.to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use profiler_common::unwind::WalkEnd;
@@ -153,5 +168,20 @@ mod tests {
         assert!(outermost.function.file.ends_with("names.rs"), "{outermost:?}");
         assert!(outermost.number > 0, "{outermost:?}");
         assert_eq!(names.lines(&outside, heap.space.ranges()), []);
+    }
+
+    #[test]
+    fn code_without_a_file_is_named_by_the_perf_map_after_the_process_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        let map = directory.path().join(format!("tmp/perf-{}.map", std::process::id()));
+        std::fs::write(map, "1000 10 made\n").unwrap();
+        let mut names = Names::new(std::process::id(), Options::default());
+        names.root = Some(Root::at(directory.path()).unwrap());
+        let frame = RawFrame { address: 0x1009, range: None };
+        let stack = RawStack { frames: vec![frame], end: WalkEnd::Whole };
+        let heap = RawHeap { pid: u32::MAX, stacks: vec![stack], ..RawHeap::empty() };
+        names.resolve(&heap);
+        assert_eq!(names.lines(&frame, &[])[0].function.name, "made");
     }
 }

@@ -107,6 +107,19 @@ pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError
     Ok(symbol.map(|symbol| symbol.address()))
 }
 
+/// The address, as the file states it, of what lies at an offset in the file; `None` where that is not loaded.
+pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
+    let cache = ReadCache::new(file);
+    let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
+    let endian = elf.endian();
+    Ok(elf.elf_program_headers().iter().find_map(|header| {
+        let inside = offset.checked_sub(header.p_offset(endian))?;
+        (header.p_type(endian) == PT_LOAD && inside < header.p_filesz(endian))
+            .then(|| inside.checked_add(header.p_vaddr(endian)))
+            .flatten()
+    }))
+}
+
 fn parse_with_symbols<'data>(cache: &'data ReadCache<&'data File>) -> Result<Reader<'data>, ElfError> {
     let elf: Reader<'_> = ElfFile64::parse(cache).map_err(ElfError::Broken)?;
     for name in [".dynsym", ".dynstr"] {

@@ -27,7 +27,11 @@ use nix::{
     unistd::{Pid, setgid, setgroups, setuid},
 };
 
-use super::{elf, identity::Identity};
+use super::{
+    identity::Identity,
+    loader::{self, Loader, RT_CONSISTENT},
+    maps::AddressSpace,
+};
 
 /// Why a command could not be started and held.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +146,11 @@ impl Held {
         if base == 0 {
             return Ok(());
         }
-        let Some(loader) = Loader::find(self.pid, base) else {
+        let mut space = AddressSpace::default();
+        space
+            .refresh(self.pid())
+            .map_err(|error| self.hold("reading its mappings", io::Error::other(error)))?;
+        let Some(loader) = loader::find(&space) else {
             tracing::warn!(
                 command = self.command,
                 "unknown loader: constructors of libraries run unrecorded"
@@ -150,9 +158,8 @@ impl Held {
             return self.run_to(&[entry]).map(drop);
         };
         // Both are watched, so that a loader that does not announce itself is stopped before the program.
-        while self.run_to(&[loader.announcement, entry])? == loader.announcement {
-            if loader
-                .is_consistent(self.pid)
+        while self.run_to(&[loader.announcement_address, entry])? == loader.announcement_address {
+            if is_consistent(&loader, self.pid)
                 .map_err(|source| self.hold("reading the loader's state", source))?
             {
                 break;
@@ -221,36 +228,9 @@ impl Held {
     }
 }
 
-/// The dynamic loader, and where it says what it is doing (the `r_debug` protocol of <link.h>).
-struct Loader {
-    /// The function that it calls at every change of its state.
-    announcement: u64,
-    /// The state.
-    state: u64,
-}
-
-/// Offset of `r_state` in `struct r_debug`: behind an int, padded, and two pointers.
-const R_STATE: u64 = 24;
-
-/// `RT_CONSISTENT` of <link.h>: no objects are being added or removed.
-const RT_CONSISTENT: u32 = 0;
-
-impl Loader {
-    fn find(pid: Pid, base: u64) -> Option<Self> {
-        let maps = procfs::process::Process::new(pid.as_raw()).and_then(|entry| entry.maps()).ok()?;
-        let map = maps.0.iter().find(|map| map.address.0 == base)?;
-        let (start, end) = map.address;
-        let file = File::open(format!("/proc/{pid}/map_files/{start:x}-{end:x}")).ok()?;
-        // The loader is linked to address 0, so that its symbols' values count from its base.
-        let address = |name| base.checked_add(elf::exported_address(&file, name).ok().flatten()?);
-        let announcement = address("_dl_debug_state")?;
-        let state = address("_r_debug")?.checked_add(R_STATE)?;
-        Some(Self { announcement, state })
-    }
-
-    fn is_consistent(&self, pid: Pid) -> io::Result<bool> {
-        let mut state = [0; 4];
-        File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut state, self.state)?;
-        Ok(u32::from_ne_bytes(state) == RT_CONSISTENT)
-    }
+/// Whether the loader is done with what it announces.
+fn is_consistent(loader: &Loader, pid: Pid) -> io::Result<bool> {
+    let mut state = [0; 4];
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut state, loader.state_address)?;
+    Ok(u32::from_ne_bytes(state) == RT_CONSISTENT)
 }

@@ -4,11 +4,19 @@ pub mod process;
 
 pub mod identity;
 
+pub mod loader;
+
 pub mod launch;
 
 pub mod maps;
 
+pub mod root;
+
 pub mod elf;
+
+pub mod cfi;
+
+pub mod rows;
 
 pub mod site;
 

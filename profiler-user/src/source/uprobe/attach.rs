@@ -10,8 +10,11 @@ use profiler_common::call::Shape;
 
 use super::kernel::{Kernel, KernelError, refused};
 use crate::target::{
+    Process,
     allocator::{Allocator, Hook},
+    loader,
     maps::{AddressSpace, Module},
+    process::live_thread,
 };
 
 /// Why probes could not be attached.
@@ -74,6 +77,35 @@ pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
     {
         kernel.tracepoint(name)?.attach(tracepoint).map_err(|source| refused(name, source))?;
     }
+    Ok(())
+}
+
+/// Attaches to the function that the loader calls around every change of what is mapped, so that what was learned of
+/// unmapped code is forgotten in time. Does nothing where there is no such loader.
+pub(super) fn attach_loader(
+    kernel: &mut Kernel,
+    probes: &mut Probes,
+    space: &AddressSpace,
+    process: &Process,
+) -> Result<(), AttachError> {
+    let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else { return Ok(()) };
+    let Some(loader) = loader::find(space) else { return Ok(()) };
+    let Some(path) = space.modules().get(loader.module).and_then(Module::held_path) else { return Ok(()) };
+    let point = UProbeAttachPoint {
+        location: UProbeAttachLocation::AbsoluteOffset(loader.announcement_offset),
+        cookie: Some(loader.state_address),
+    };
+    let program = kernel.uprobe("loader_change")?;
+    let link = program
+        .attach(point, &path, UProbeScope::OneProcess(thread))
+        .and_then(|link| program.take_link(link))
+        .map_err(|source| AttachError::Probe {
+            function: loader::ANNOUNCEMENT.to_owned(),
+            offset: loader.announcement_offset,
+            path: path.display().to_string(),
+            source: Box::new(source),
+        })?;
+    probes.0.push(link);
     Ok(())
 }
 

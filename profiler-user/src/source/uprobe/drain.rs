@@ -5,17 +5,18 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use profiler_common::{
-    event::{EventKind, ProcessEvent, StackEvent},
-    unwind::WalkEnd,
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    process::setpriority_process,
 };
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{
-    kernel::{Rings, Targets},
+    kernel::Rings,
+    learn::Learner,
+    records::{Record, decode},
     stacks::StackTable,
 };
 
@@ -43,15 +44,22 @@ impl Drain {
     pub(super) fn start(
         rings: Rings,
         pid: u32,
-        targets: Arc<Mutex<Targets>>,
+        learner: Learner,
         stacks: StackTable,
         on_notice: impl FnMut(Notice) + Send + 'static,
     ) -> io::Result<Self> {
         let knows_trampoline = stacks.space.trampoline().is_some();
         let stacks = Arc::new(Mutex::new(stacks));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let mut worker =
-            Worker { rings, pid, targets, knows_trampoline, stacks: Arc::clone(&stacks), on_notice };
+        let mut worker = Worker {
+            rings,
+            pid,
+            learner,
+            last_miss: Instant::now(),
+            knows_trampoline,
+            stacks: Arc::clone(&stacks),
+            on_notice,
+        };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("heaptap-drain".to_owned())
@@ -84,10 +92,21 @@ impl Drop for Drain {
 /// How long to wait before looking for the page of hijacked return addresses again.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
+/// How long after something new to expect more of it.
+const ALERT: Duration = Duration::from_secs(2);
+
+/// How long to wait while more is expected.
+const LOOK_SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
+
+/// How long to wait for more of a stack: its pieces are written one right after the other.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 struct Worker<F> {
     rings: Rings,
     pid: u32,
-    targets: Arc<Mutex<Targets>>,
+    learner: Learner,
+    /// When there last was something to learn, or we began.
+    last_miss: Instant,
     /// Whether the kernel side was told where hijacked return addresses point.
     knows_trampoline: bool,
     stacks: Arc<Mutex<StackTable>>,
@@ -96,6 +115,10 @@ struct Worker<F> {
 
 impl<F: FnMut(Notice)> Worker<F> {
     fn run(&mut self, stop: &OwnedFd) {
+        // Until the kernel has learned to walk a stack, each allocation costs the target more than later ones.
+        if let Err(error) = setpriority_process(None, -20) {
+            tracing::debug!(%error, "draining at ordinary priority");
+        }
         loop {
             let stopping = match self.wait(stop) {
                 Ok(stopping) => stopping,
@@ -106,15 +129,27 @@ impl<F: FnMut(Notice)> Worker<F> {
                 }
             };
             while let Some(record) = self.rings.events.next() {
+                let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
                 match decode(&record) {
-                    Some(Record::Stack { hash, pcs, end }) => {
-                        let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-                        stacks.insert(self.pid, hash, pcs, end);
+                    Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
+                    Some(Record::Miss(miss)) => {
+                        self.learner.learn(&miss, &mut stacks);
+                        self.last_miss = Instant::now();
                     }
-                    Some(Record::Notice(notice)) => (self.on_notice)(notice),
+                    Some(Record::Chunk { stack, bytes, is_last }) => {
+                        self.learner.extend(stack, bytes, is_last, &mut stacks);
+                    }
+                    Some(Record::CodeAdded) => self.learner.look_around(&mut stacks.space),
+                    Some(Record::CodeChange) => self.learner.forget(&mut stacks.space),
+                    Some(Record::Notice(notice)) => {
+                        drop(stacks);
+                        (self.on_notice)(notice);
+                    }
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
                 }
             }
+            let patience = if stopping { Duration::ZERO } else { PATIENCE };
+            self.learner.give_up(patience, &mut self.stacks.lock().unwrap_or_else(PoisonError::into_inner));
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
@@ -134,8 +169,7 @@ impl<F: FnMut(Notice)> Worker<F> {
         if stacks.space.refresh(self.pid).is_ok()
             && let Some(trampoline) = stacks.space.trampoline()
         {
-            let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-            targets.set_trampoline(self.pid, trampoline);
+            self.learner.teach_trampoline(trampoline);
             self.knows_trampoline = true;
         }
     }
@@ -149,84 +183,17 @@ impl<F: FnMut(Notice)> Worker<F> {
         if let Some(log) = &self.rings.log {
             fds.push(PollFd::from_borrowed_fd(log.as_fd(), PollFlags::IN));
         }
-        let timeout = if self.knows_trampoline { None } else { Some(&LOOK_AGAIN) };
+        // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
+        // something to learn, we look ourselves.
+        let is_content = self.knows_trampoline && !self.learner.is_waiting();
+        let timeout = if self.last_miss.elapsed() < ALERT {
+            Some(&LOOK_SOON)
+        } else if is_content {
+            None
+        } else {
+            Some(&LOOK_AGAIN)
+        };
         poll(&mut fds, timeout)?;
         Ok(fds.first().is_some_and(|stop| !stop.revents().is_empty()))
-    }
-}
-
-enum Record<'bytes> {
-    Stack { hash: u64, pcs: Words<'bytes>, end: WalkEnd },
-    Notice(Notice),
-}
-
-/// The 64-bit words of a byte slice.
-#[derive(Clone)]
-struct Words<'bytes>(std::slice::ChunksExact<'bytes, u8>);
-
-impl Iterator for Words<'_> {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        word(self.0.next()?, 0)
-    }
-}
-
-fn decode(bytes: &[u8]) -> Option<Record<'_>> {
-    use std::mem::offset_of;
-    let kind = EventKind::from_raw(half(bytes, offset_of!(ProcessEvent, kind))?)?;
-    match kind {
-        EventKind::Exec => Some(Record::Notice(Notice::Exec)),
-        EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
-        EventKind::Stack => {
-            let depth = usize::try_from(half(bytes, offset_of!(StackEvent, depth))?).ok()?;
-            let pcs = bytes.get(offset_of!(StackEvent, pcs)..)?.get(..depth.checked_mul(8)?)?;
-            Some(Record::Stack {
-                hash: word(bytes, offset_of!(StackEvent, stack))?,
-                pcs: Words(pcs.chunks_exact(8)),
-                end: WalkEnd::from_raw(half(bytes, offset_of!(StackEvent, end))?)?,
-            })
-        }
-    }
-}
-
-fn word(bytes: &[u8], offset: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
-fn half(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stack_event(depth: u32, pcs: &[u64]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend((EventKind::Stack as u32).to_ne_bytes());
-        bytes.extend(1_u32.to_ne_bytes());
-        bytes.extend(0xabc_u64.to_ne_bytes());
-        bytes.extend(depth.to_ne_bytes());
-        bytes.extend((WalkEnd::Cut as u32).to_ne_bytes());
-        bytes.extend(pcs.iter().flat_map(|pc| pc.to_ne_bytes()));
-        bytes
-    }
-
-    #[test]
-    fn a_stack_record_gives_its_hash_its_frames_and_its_end() {
-        let bytes = stack_event(2, &[5, 6, 7]);
-        let Some(Record::Stack { hash, pcs, end }) = decode(&bytes) else { panic!("not a stack") };
-        assert_eq!((hash, pcs.collect::<Vec<_>>(), end), (0xabc, vec![5, 6], WalkEnd::Cut));
-    }
-
-    #[test]
-    fn records_that_are_short_or_unknown_are_refused() {
-        let bytes = stack_event(2, &[5, 6]);
-        for length in 0..bytes.len() {
-            assert!(decode(&bytes[..length]).is_none(), "{length} bytes");
-        }
-        assert!(decode(&stack_event(u32::MAX, &[1])).is_none());
-        assert!(decode(&99_u64.to_ne_bytes()).is_none());
     }
 }

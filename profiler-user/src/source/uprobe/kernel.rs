@@ -8,9 +8,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use profiler_common::{
     counters::Counters,
-    heap::{Totals, TotalsKey},
+    heap::{RowKey, Totals, TotalsKey},
     limits,
     target::Target,
+    unwind::Row,
 };
 
 use super::object::OBJECT;
@@ -60,6 +61,8 @@ pub struct Capacities {
     pub totals: u32,
     /// Size of the ring buffer, in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// Frames kept of a stack, counted from the leaf: at least 1, at most [`limits::MAX_FRAMES`].
+    pub stack_depth: u32,
 }
 
 impl Default for Capacities {
@@ -68,6 +71,7 @@ impl Default for Capacities {
             live_blocks: limits::DEFAULT_MAX_LIVE,
             totals: limits::DEFAULT_MAX_TOTALS,
             ring_bytes: limits::DEFAULT_RING_BYTES,
+            stack_depth: limits::DEFAULT_FRAMES,
         }
     }
 }
@@ -82,19 +86,11 @@ pub(super) struct Kernel {
 /// The map that says which processes are watched.
 pub(super) struct Targets(HashMap<MapData, u32, Target>);
 
-/// `BPF_EXIST` of include/uapi/linux/bpf.h: replace an entry, but make none.
-const BPF_EXIST: u64 = 2;
-
 impl Targets {
-    /// Begins to watch a process.
-    pub(super) fn insert(&mut self, pid: u32, trampoline: Option<u64>) -> Result<(), KernelError> {
-        self.0.insert(pid, target(trampoline.unwrap_or_default()), 0).map_err(map_refused("TARGETS"))
-    }
-
-    /// Tells where the page of hijacked return addresses is.
-    pub(super) fn set_trampoline(&mut self, pid: u32, trampoline: u64) {
-        // Failing means that the kernel side took the process out, which must stay so.
-        let _ = self.0.insert(pid, target(trampoline), BPF_EXIST);
+    /// Begins to watch a process, of whose stacks `depth` frames are kept.
+    pub(super) fn insert(&mut self, pid: u32, depth: u32) -> Result<(), KernelError> {
+        let target = Target { depth, ..Target::default() };
+        self.0.insert(pid, target, 0).map_err(map_refused("TARGETS"))
     }
 
     /// Watches a process no longer.
@@ -104,8 +100,32 @@ impl Targets {
     }
 }
 
-const fn target(trampoline: u64) -> Target {
-    Target { epoch: 0, flags: 0, trampoline }
+/// The maps through which user space teaches the kernel side to walk.
+pub(super) struct Teaching {
+    rows: HashMap<MapData, RowKey, u64>,
+    trampolines: HashMap<MapData, u32, u64>,
+}
+
+impl Teaching {
+    /// Teaches a row. One that cannot be kept is missed and taught again.
+    pub(super) fn insert_row(&mut self, pid: u32, epoch: u32, pc: u64, row: Row) {
+        if let Err(error) = self.rows.insert(RowKey { pc, tgid: pid, epoch }, row.to_raw(), 0) {
+            tracing::debug!(%error, "a row was not taken");
+        }
+    }
+
+    /// Takes a row back.
+    pub(super) fn remove_row(&mut self, pid: u32, epoch: u32, pc: u64) {
+        // Failing means that it was never taken.
+        let _ = self.rows.remove(&RowKey { pc, tgid: pid, epoch });
+    }
+
+    /// Tells where the page of hijacked return addresses is.
+    pub(super) fn set_trampoline(&mut self, pid: u32, trampoline: u64) {
+        if let Err(error) = self.trampolines.insert(pid, trampoline, 0) {
+            tracing::warn!(%error, "the kernel side goes on guessing where hijacked return addresses point");
+        }
+    }
 }
 
 /// The ring buffers that the kernel side writes.
@@ -119,7 +139,7 @@ impl Kernel {
     pub(super) fn load(
         capacities: &Capacities,
         diagnostics: bool,
-    ) -> Result<(Self, Targets, Rings), KernelError> {
+    ) -> Result<(Self, Targets, Teaching, Rings), KernelError> {
         // The programs' log statements are behind a constant that the kernel removes them by.
         let level = if diagnostics { log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
@@ -130,7 +150,7 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(OBJECT)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
-        for name in ["alloc_enter", "alloc_return", "free_enter"] {
+        for name in ["alloc_enter", "alloc_return", "free_enter", "loader_change"] {
             let program: &mut UProbe = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
         }
@@ -145,8 +165,10 @@ impl Kernel {
         };
         let rings = Rings { events: map(&mut ebpf, "EVENTS")?, log };
         let targets = Targets(map(&mut ebpf, "TARGETS")?);
+        let teaching =
+            Teaching { rows: map(&mut ebpf, "ROWS")?, trampolines: map(&mut ebpf, "TRAMPOLINES")? };
         let kernel = Self { counters: map(&mut ebpf, "COUNTERS")?, totals: map(&mut ebpf, "TOTALS")?, ebpf };
-        Ok((kernel, targets, rings))
+        Ok((kernel, targets, teaching, rings))
     }
 
     /// A uprobe or uretprobe program.

@@ -8,6 +8,10 @@ mod attach;
 
 mod stacks;
 
+mod records;
+
+mod learn;
+
 mod drain;
 
 mod recording;

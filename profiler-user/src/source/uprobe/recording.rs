@@ -3,20 +3,21 @@
 use std::{
     io,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
 use profiler_common::{
     counters::{Counters, REGISTRY, Severity},
-    heap::{OVERFLOW_STACK, Totals, TotalsKey},
+    heap::{OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
 };
 
 use super::{
-    attach::{AttachError, Probes, attach, attach_lifecycle},
+    attach::{AttachError, Probes, attach, attach_lifecycle, attach_loader},
     drain::{Drain, Notice},
     kernel::{Capacities, Kernel, KernelError, Targets, map_refused},
+    learn::Learner,
     stacks::StackTable,
 };
 use crate::{
@@ -79,7 +80,7 @@ pub struct Recording {
     probes: Mutex<Probes>,
     /// The thread that takes them out at the end.
     detaching: Mutex<Option<JoinHandle<()>>>,
-    targets: Arc<Mutex<Targets>>,
+    targets: Mutex<Targets>,
     kernel: Mutex<Kernel>,
     drain: Drain,
     started: SystemTime,
@@ -110,12 +111,16 @@ impl Recording {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
-        let (mut kernel, targets, rings) = Kernel::load(capacities, diagnostics)?;
-        let probes = attach_to(&mut kernel, &process, &findings, &space)?;
+        let (mut kernel, targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
+        let mut probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
-        let trampoline = space.trampoline();
-        let targets = Arc::new(Mutex::new(targets));
-        let drain = Drain::start(rings, pid, Arc::clone(&targets), StackTable::new(space), on_notice);
+        if let Err(error) = attach_loader(&mut kernel, &mut probes, &space, &process) {
+            tracing::warn!(%error, "libraries that are unloaded will not be noticed");
+        }
+        let mut targets = targets;
+        let mut learner = Learner::new(pid, capacities.stack_depth, teaching);
+        learner.prepare(&space);
+        let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         kernel
             .totals
@@ -123,13 +128,13 @@ impl Recording {
             .map_err(map_refused("TOTALS"))?;
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
-        lock(&targets).insert(pid, trampoline)?;
+        targets.insert(pid, capacities.stack_depth)?;
         Ok(Self {
             process,
             findings,
             probes: Mutex::new(probes),
             detaching: Mutex::default(),
-            targets,
+            targets: Mutex::new(targets),
             kernel: Mutex::new(kernel),
             drain,
             started: SystemTime::now(),
@@ -202,6 +207,7 @@ impl Recording {
             .map(|(key, totals)| {
                 let stack = match key.stack {
                     OVERFLOW_STACK => StackRef::Overflow,
+                    UNLEARNED_STACK => StackRef::Unsent,
                     hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
                 };
                 RawEntry { stack, totals }

@@ -15,6 +15,7 @@ pub(super) struct StackTable {
     pub(super) space: AddressSpace,
     stacks: Vec<RawStack>,
     by_hash: HashMap<u64, usize>,
+    by_content: HashMap<RawStack, usize>,
 }
 
 impl StackTable {
@@ -44,8 +45,14 @@ impl StackTable {
         }
         let frames =
             pcs.map(|address| RawFrame { address, range: self.space.find(lookup(address)) }).collect();
-        self.stacks.push(RawStack { frames, end });
-        self.by_hash.insert(hash, self.stacks.len() - 1);
+        let stack = RawStack { frames, end };
+        // One stack may come under several ids before the kernel has learned to walk it.
+        let next = self.stacks.len();
+        let index = *self.by_content.entry(stack).or_insert_with_key(|stack| {
+            self.stacks.push(stack.clone());
+            next
+        });
+        self.by_hash.insert(hash, index);
     }
 
     /// The place of the stack with this hash in [`StackTable::stacks`].

@@ -1,0 +1,147 @@
+//! The records of the ring buffer, read out of its bytes.
+
+use std::time::Instant;
+
+use profiler_common::{
+    event::{ChunkEvent, EventKind, ProcessEvent, SmallMiss, StackEvent},
+    unwind::{Regs, WalkEnd},
+};
+
+use super::drain::Notice;
+
+/// A record.
+pub(super) enum Record<'bytes> {
+    /// A stack that the kernel has walked.
+    Stack { hash: u64, pcs: Words<'bytes>, end: WalkEnd },
+    /// A stack that it could not walk.
+    Miss(Miss<'bytes>),
+    /// Something about the process as a whole.
+    Notice(Notice),
+    /// More of the stack of a miss.
+    Chunk { stack: u64, bytes: &'bytes [u8], is_last: bool },
+    /// Code was or is about to be unmapped.
+    CodeChange,
+    /// Code was added.
+    CodeAdded,
+}
+
+/// A stack that the kernel could not walk to its end.
+pub(super) struct Miss<'bytes> {
+    /// The id under which the allocation is counted; 0 for none.
+    pub(super) stack: u64,
+    /// The epoch in which rows are missing.
+    pub(super) epoch: u32,
+    /// The registers at the last of `pcs`.
+    pub(super) regs: Regs,
+    /// The frames walked, leaf first.
+    pub(super) pcs: Words<'bytes>,
+    /// The stack from `regs.sp` on.
+    pub(super) bytes: &'bytes [u8],
+    /// Whether more of it follows.
+    pub(super) continues: bool,
+}
+
+/// The 64-bit words of a byte slice.
+#[derive(Clone)]
+pub(super) struct Words<'bytes>(std::slice::ChunksExact<'bytes, u8>);
+
+impl Iterator for Words<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        word(self.0.next()?, 0)
+    }
+}
+
+/// The record that these bytes are; `None` where they are none.
+pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
+    use std::mem::offset_of;
+    let kind = EventKind::from_raw(half(bytes, offset_of!(ProcessEvent, kind))?)?;
+    match kind {
+        EventKind::Exec => Some(Record::Notice(Notice::Exec)),
+        EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
+        EventKind::CodeChange => Some(Record::CodeChange),
+        EventKind::CodeAdded => Some(Record::CodeAdded),
+        EventKind::Chunk => {
+            let length = usize::try_from(half(bytes, offset_of!(ChunkEvent, length))?).ok()?;
+            Some(Record::Chunk {
+                stack: word(bytes, offset_of!(ChunkEvent, stack))?,
+                bytes: bytes.get(offset_of!(ChunkEvent, bytes)..)?.get(..length)?,
+                is_last: half(bytes, offset_of!(ChunkEvent, is_last))? != 0,
+            })
+        }
+        EventKind::Stack => Some(Record::Stack {
+            hash: word(bytes, offset_of!(StackEvent<1>, stack))?,
+            pcs: words(
+                bytes,
+                offset_of!(StackEvent<1>, pcs),
+                half(bytes, offset_of!(StackEvent<1>, depth))?,
+            )?,
+            end: WalkEnd::from_raw(half(bytes, offset_of!(StackEvent<1>, end))?)?,
+        }),
+        EventKind::Miss => {
+            let size = |field| usize::try_from(half(bytes, field)?).ok();
+            let room = size(offset_of!(SmallMiss, frames))?.checked_mul(size_of::<u64>())?;
+            let copied = bytes.get(offset_of!(SmallMiss, pcs).checked_add(room)?..)?;
+            let regs = offset_of!(SmallMiss, regs);
+            Some(Record::Miss(Miss {
+                stack: word(bytes, offset_of!(SmallMiss, stack))?,
+                epoch: half(bytes, offset_of!(SmallMiss, epoch))?,
+                regs: Regs {
+                    pc: word(bytes, regs + offset_of!(Regs, pc))?,
+                    sp: word(bytes, regs + offset_of!(Regs, sp))?,
+                    fp: word(bytes, regs + offset_of!(Regs, fp))?,
+                },
+                pcs: words(bytes, offset_of!(SmallMiss, pcs), half(bytes, offset_of!(SmallMiss, depth))?)?,
+                bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
+                continues: half(bytes, offset_of!(SmallMiss, continues))? != 0,
+            }))
+        }
+    }
+}
+
+fn words(bytes: &[u8], offset: usize, count: u32) -> Option<Words<'_>> {
+    let length = usize::try_from(count).ok()?.checked_mul(8)?;
+    Some(Words(bytes.get(offset..)?.get(..length)?.chunks_exact(8)))
+}
+
+fn word(bytes: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+fn half(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack_event(depth: u32, pcs: &[u64]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend((EventKind::Stack as u32).to_ne_bytes());
+        bytes.extend(1_u32.to_ne_bytes());
+        bytes.extend(0xabc_u64.to_ne_bytes());
+        bytes.extend(depth.to_ne_bytes());
+        bytes.extend((WalkEnd::Cut as u32).to_ne_bytes());
+        bytes.extend(pcs.iter().flat_map(|pc| pc.to_ne_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn a_stack_record_gives_its_hash_its_frames_and_its_end() {
+        let bytes = stack_event(2, &[5, 6, 7]);
+        let Some(Record::Stack { hash, pcs, end }) = decode(&bytes) else { panic!("not a stack") };
+        assert_eq!((hash, pcs.collect::<Vec<_>>(), end), (0xabc, vec![5, 6], WalkEnd::Cut));
+    }
+
+    #[test]
+    fn records_that_are_short_or_unknown_are_refused() {
+        let bytes = stack_event(2, &[5, 6]);
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_none(), "{length} bytes");
+        }
+        assert!(decode(&stack_event(u32::MAX, &[1])).is_none());
+        assert!(decode(&99_u64.to_ne_bytes()).is_none());
+    }
+}

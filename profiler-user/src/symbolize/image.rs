@@ -1,0 +1,112 @@
+//! What the search for names asks of an ELF file.
+//!
+//! The file is read, not mapped, and may be made to confuse: see [`crate::target::elf`].
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::unix::ffi::OsStringExt,
+    path::{Component, Path},
+};
+
+use object::{
+    Endianness, Object, ObjectSection, ReadCache, ReadRef,
+    elf::{PT_LOAD, SHT_NOBITS},
+    read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader},
+};
+
+use super::error::SymbolizeError;
+
+/// A file that is read where it is asked for.
+pub(super) type Cache<'file> = ReadCache<&'file File>;
+
+/// An ELF file.
+pub(super) struct Image<'data, R: ReadRef<'data>> {
+    pub(super) elf: ElfFile64<'data, Endianness, R>,
+}
+
+/// The separate debug file that a file names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DebugLink {
+    /// Its name, which is one part of a path.
+    pub(super) name: OsString,
+    /// What its content must come to.
+    pub(super) crc: u32,
+}
+
+/// Other files that debug information refers to, and that blazesym would open by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Links {
+    /// `.gnu_debuglink`.
+    pub(super) debug_file: bool,
+    /// `.gnu_debugaltlink` or `.debug_sup`, which `dwz` makes.
+    pub(super) common_file: bool,
+}
+
+impl<'data, R: ReadRef<'data>> Image<'data, R> {
+    pub(super) fn parse(data: R) -> Result<Self, SymbolizeError> {
+        Ok(Self { elf: ElfFile64::parse(data)? })
+    }
+
+    /// address = offset − p_offset + p_vaddr of the PT_LOAD that holds the offset (ELF gABI, chapter 5).
+    pub(super) fn address(&self, offset: u64) -> Option<u64> {
+        let endian = self.elf.endian();
+        self.loads().find_map(|header| {
+            let inside = offset.checked_sub(header.p_offset(endian))?;
+            (inside < header.p_filesz(endian)).then(|| inside.checked_add(header.p_vaddr(endian))).flatten()
+        })
+    }
+
+    /// The address from which the file wants to be loaded.
+    pub(super) fn base(&self) -> Option<u64> {
+        self.loads().map(|header| header.p_vaddr(self.elf.endian())).min()
+    }
+
+    /// The debug file that this file names, if it names one by a plain file name as it should.
+    pub(super) fn debug_link(&self) -> Option<DebugLink> {
+        let (name, crc) = self.elf.gnu_debuglink().ok()??;
+        let name = OsString::from_vec(name.to_vec());
+        let mut parts = Path::new(&name).components();
+        // Anything but one plain name would lead out of the directories that are searched.
+        let is_plain =
+            matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name);
+        is_plain.then_some(DebugLink { name, crc })
+    }
+
+    pub(super) fn links(&self) -> Links {
+        let has = |name| self.elf.section_by_name(name).is_some();
+        Links {
+            debug_file: has(".gnu_debuglink"),
+            common_file: has(".gnu_debugaltlink") || has(".debug_sup"),
+        }
+    }
+
+    /// Whether there is DWARF in the file itself.
+    pub(super) fn has_dwarf(&self) -> bool {
+        [".debug_info", ".zdebug_info"].into_iter().any(|name| self.has_content(name))
+    }
+
+    /// Whether there is a symbol table in the file itself, besides that of the dynamic linker.
+    pub(super) fn has_symbols(&self) -> bool {
+        self.has_content(".symtab")
+    }
+
+    pub(super) fn build_id(&self) -> Option<Vec<u8>> {
+        self.elf.build_id().ok().flatten().map(<[u8]>::to_vec)
+    }
+
+    fn has_content(&self, name: &str) -> bool {
+        let endian = self.elf.endian();
+        self.elf.section_by_name(name).is_some_and(|section| {
+            section.size() > 0 && section.elf_section_header().sh_type(endian) != SHT_NOBITS
+        })
+    }
+
+    fn loads(
+        &self,
+    ) -> impl Iterator<Item = &'data <object::elf::FileHeader64<Endianness> as FileHeader>::ProgramHeader>
+    {
+        let endian = self.elf.endian();
+        self.elf.elf_program_headers().iter().filter(move |header| header.p_type(endian) == PT_LOAD)
+    }
+}

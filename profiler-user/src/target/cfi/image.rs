@@ -1,0 +1,284 @@
+//! The parts of an ELF file that unwinding needs, read into memory.
+
+use std::{fs::File, io::Read};
+
+use flate2::read::ZlibDecoder;
+use object::{
+    Endianness, ReadCache, ReadRef,
+    elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SHF_COMPRESSED, SHT_NOBITS},
+    read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable},
+};
+
+use super::{CfiError, search_table::SearchTable};
+
+use crate::target::elf::read_at;
+
+/// Chromium's `.eh_frame` has 20 MiB; nothing real comes near this.
+const LIMIT_BYTES: u64 = 256 << 20;
+
+/// Real files have a dozen program headers and, split by function, tens of thousands of sections.
+const HEADERS_LIMIT: u32 = 1 << 18;
+
+/// What was found in a file.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub(super) entry: u64,
+    pub(super) segments: Vec<Segment>,
+    pub(super) eh_frame: Option<Part>,
+    pub(super) search_table: Option<SearchTable>,
+    pub(super) debug_frame: Option<Vec<u8>>,
+}
+
+/// Bytes that are loaded at an address.
+pub(super) struct Part {
+    pub(super) address: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A stretch of the file that is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) offset: u64,
+    pub(super) address: u64,
+    pub(super) size_bytes: u64,
+    pub(super) executable: bool,
+}
+
+impl Segment {
+    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
+        let inside = offset.checked_sub(self.offset)?;
+        (inside < self.size_bytes).then(|| self.address.checked_add(inside)).flatten()
+    }
+
+    /// Where in the file an address lies, and how many bytes of the segment there are from there on.
+    fn rest_from(&self, address: u64) -> Option<(u64, u64)> {
+        let inside = address.checked_sub(self.address)?;
+        let rest = self.size_bytes.checked_sub(inside).filter(|rest| *rest > 0)?;
+        Some((self.offset.checked_add(inside)?, rest))
+    }
+}
+
+/// Reads so many bytes from an offset on; the name is for errors.
+type ReadPart<'a> = &'a dyn Fn(&'static str, u64, u64) -> Result<Vec<u8>, CfiError>;
+
+impl Parts {
+    pub(super) fn of_file(file: &File) -> Result<Self, CfiError> {
+        let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
+        collect(&ReadCache::new(file), &read, true)
+    }
+
+    pub(super) fn of_separate(file: &File) -> Result<Self, CfiError> {
+        let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
+        collect(&ReadCache::new(file), &read, false)
+    }
+
+    pub(super) fn of_image(image: &[u8]) -> Result<Self, CfiError> {
+        let read = |part, offset: u64, size_bytes: u64| {
+            let bytes = image
+                .read_bytes_at(offset, size_bytes)
+                .map_err(|()| CfiError::Outside { part, size_bytes: image.len() })?;
+            Ok(bytes.to_vec())
+        };
+        collect(image, &read, true)
+    }
+}
+
+fn read_file(file: &File, part: &'static str, offset: u64, size_bytes: u64) -> Result<Vec<u8>, CfiError> {
+    let count = usize::try_from(size_bytes).unwrap_or(usize::MAX);
+    read_at(file, offset, count).map_err(|source| CfiError::Read { part, source })
+}
+
+/// `object`'s own view of a file would read its symbols as well: the headers are all that is needed here.
+fn collect<'data>(
+    data: impl ReadRef<'data>,
+    read: ReadPart<'_>,
+    with_segments: bool,
+) -> Result<Parts, CfiError> {
+    let header: &FileHeader64<Endianness> = FileHeader64::parse(data).map_err(CfiError::Broken)?;
+    let endian = header.endian().map_err(CfiError::Broken)?;
+    let machine = header.e_machine(endian);
+    if machine != EM_X86_64 {
+        return Err(CfiError::Machine { machine: machine.0 });
+    }
+    let few = |count: object::Result<u32>| count.is_ok_and(|count| count <= HEADERS_LIMIT);
+    // Broken section headers are as good as none: programs run without.
+    let sections = if few(header.shnum(endian, data)) {
+        header.sections(endian, data).unwrap_or_default()
+    } else {
+        SectionTable::default()
+    };
+    let programs = if few(header.phnum(endian, data)) {
+        header.program_headers(endian, data).map_err(CfiError::Broken)?
+    } else {
+        &[]
+    };
+    let section = |name| Section::find(&sections, endian, name);
+    let mut parts = Parts { entry: header.e_entry(endian), ..Parts::default() };
+    if let Some(found) = section(".eh_frame") {
+        parts.eh_frame = Some(Part { address: found.address, bytes: found.read(read)? });
+    }
+    if with_segments {
+        parts.segments = loaded(programs, endian);
+        parts.search_table = programs
+            .iter()
+            .find(|program| program.p_type(endian) == PT_GNU_EH_FRAME)
+            .and_then(|program| search_table(program, endian, read));
+        if parts.eh_frame.is_none() {
+            parts.eh_frame = eh_frame_of_segment(&parts, read);
+        }
+    }
+    if let Some(found) = section(".debug_frame") {
+        match found.read(read) {
+            Ok(bytes) => parts.debug_frame = Some(bytes),
+            Err(error) if parts.eh_frame.is_none() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(parts)
+}
+
+fn loaded<H: ProgramHeader<Endian = Endianness, Word = u64>>(
+    programs: &[H],
+    endian: Endianness,
+) -> Vec<Segment> {
+    let loaded = programs.iter().filter(|program| program.p_type(endian) == PT_LOAD);
+    let segment = |program: &H| Segment {
+        offset: program.p_offset(endian),
+        address: program.p_vaddr(endian),
+        size_bytes: program.p_filesz(endian),
+        executable: program.p_flags(endian).contains(PF_X),
+    };
+    loaded.map(segment).collect()
+}
+
+/// A search table that cannot be used costs time, not rows: there is an index of our own.
+fn search_table<H: ProgramHeader<Endian = Endianness, Word = u64>>(
+    program: &H,
+    endian: Endianness,
+    read: ReadPart<'_>,
+) -> Option<SearchTable> {
+    let size_bytes = Some(program.p_filesz(endian)).filter(|size| *size <= LIMIT_BYTES)?;
+    let bytes = read("PT_GNU_EH_FRAME", program.p_offset(endian), size_bytes).ok()?;
+    SearchTable::parse(program.p_vaddr(endian), bytes)
+}
+
+/// `.eh_frame` without a section header: from where the search table says to the end of the segment. Whatever follows
+/// it there is behind a terminator.
+fn eh_frame_of_segment(parts: &Parts, read: ReadPart<'_>) -> Option<Part> {
+    let address = parts.search_table.as_ref()?.eh_frame_address();
+    let (offset, rest) = parts.segments.iter().find_map(|segment| segment.rest_from(address))?;
+    let bytes = read("PT_LOAD", offset, rest.min(LIMIT_BYTES)).ok()?;
+    Some(Part { address, bytes })
+}
+
+struct Section {
+    name: &'static str,
+    address: u64,
+    offset: u64,
+    size_bytes: u64,
+    compressed: bool,
+}
+
+impl Section {
+    /// The section, where the file has it and something is in it; separate debug files keep only its header.
+    fn find<'data>(
+        sections: &SectionTable<'data, FileHeader64<Endianness>, impl ReadRef<'data>>,
+        endian: Endianness,
+        name: &'static str,
+    ) -> Option<Self> {
+        let (_, section) = sections.section_by_name(endian, name.as_bytes())?;
+        let size_bytes = section.sh_size(endian);
+        (section.sh_type(endian) != SHT_NOBITS && size_bytes > 0).then(|| Self {
+            name,
+            address: section.sh_addr(endian),
+            offset: section.sh_offset(endian),
+            size_bytes,
+            compressed: section.sh_flags(endian).contains(SHF_COMPRESSED),
+        })
+    }
+
+    fn read(&self, read: ReadPart<'_>) -> Result<Vec<u8>, CfiError> {
+        self.check_size(self.size_bytes)?;
+        let bytes = read(self.name, self.offset, self.size_bytes)?;
+        if self.compressed { self.decompress(&bytes) } else { Ok(bytes) }
+    }
+
+    fn check_size(&self, size_bytes: u64) -> Result<(), CfiError> {
+        if size_bytes > LIMIT_BYTES {
+            return Err(CfiError::TooLarge { part: self.name, size_bytes, limit_bytes: LIMIT_BYTES });
+        }
+        Ok(())
+    }
+
+    /// `Elf64_Chdr` and what it stands before: method (32 bits), padding, size (64 bits), alignment (64 bits).
+    fn decompress(&self, bytes: &[u8]) -> Result<Vec<u8>, CfiError> {
+        const ZLIB: u32 = 1;
+        let short = CfiError::Outside { part: self.name, size_bytes: bytes.len() };
+        let Some((header, packed)) = bytes.split_first_chunk::<24>() else { return Err(short) };
+        let [m0, m1, m2, m3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, ..] = *header;
+        let method = u32::from_le_bytes([m0, m1, m2, m3]);
+        if method != ZLIB {
+            return Err(CfiError::Method { part: self.name, method });
+        }
+        let size_bytes = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        self.check_size(size_bytes)?;
+        let mut unpacked = Vec::new();
+        ZlibDecoder::new(packed)
+            .take(size_bytes)
+            .read_to_end(&mut unpacked)
+            .map_err(|source| CfiError::Compressed { part: self.name, source })?;
+        Ok(unpacked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::ZlibEncoder};
+
+    use super::*;
+    use crate::target::cfi::assemble::elf_with_section;
+
+    fn compressed(bytes: &[u8], size_bytes: u64) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        let mut section = [1_u64.to_le_bytes(), size_bytes.to_le_bytes(), 8_u64.to_le_bytes()].concat();
+        section.extend(encoder.finish().unwrap());
+        section
+    }
+
+    fn debug_frame(section: &[u8], flags: u64) -> Result<Vec<u8>, CfiError> {
+        let image = elf_with_section(".debug_frame", flags, section);
+        Parts::of_image(&image).map(|parts| parts.debug_frame.expect("the section"))
+    }
+
+    #[test]
+    fn a_debug_frame_is_read_as_it_is_or_unpacked() {
+        assert_eq!(debug_frame(b"frames", 0).unwrap(), b"frames");
+        assert_eq!(debug_frame(&compressed(b"frames", 6), 1 << 11).unwrap(), b"frames");
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_it_says_is_cut_and_what_says_too_much_is_refused() {
+        assert_eq!(debug_frame(&compressed(&[7; 1 << 20], 16), 1 << 11).unwrap(), [7; 16]);
+        let error = debug_frame(&compressed(b"frames", 1 << 40), 1 << 11).unwrap_err();
+        assert!(matches!(error, CfiError::TooLarge { size_bytes: 0x100_0000_0000, .. }), "{error}");
+        let error = debug_frame(&[9; 64], 1 << 11).unwrap_err();
+        assert!(matches!(error, CfiError::Method { method: 0x0909_0909, .. }), "{error}");
+        assert!(matches!(debug_frame(&[1; 3], 1 << 11), Err(CfiError::Outside { .. })));
+    }
+
+    #[test]
+    fn a_file_without_either_section_has_no_parts() {
+        let parts = Parts::of_image(&elf_with_section(".text", 0, b"code")).unwrap();
+        assert!(parts.eh_frame.is_none() && parts.debug_frame.is_none());
+    }
+
+    #[test]
+    fn code_for_another_machine_is_refused() {
+        let mut image = elf_with_section(".debug_frame", 0, b"frames");
+        image[18] = 183;
+        assert!(matches!(Parts::of_image(&image), Err(CfiError::Machine { machine: 183 })));
+    }
+}

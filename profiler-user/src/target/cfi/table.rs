@@ -1,0 +1,233 @@
+//! One section of call frame information: which entry describes an address, and what it says there.
+
+use std::{cell::RefCell, sync::OnceLock};
+
+use gimli::{
+    BaseAddresses, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, Error, FrameDescriptionEntry,
+    LittleEndian, UnwindContext, UnwindOffset, UnwindSection, X86_64,
+};
+use profiler_common::unwind::{Row, WalkEnd};
+
+use super::{convert::row_of, index::Index, search_table::SearchTable};
+
+pub(super) type Slice<'data> = EndianSlice<'data, LittleEndian>;
+/// What many functions have in common.
+pub(super) type Cie<'data> = CommonInformationEntry<Slice<'data>>;
+/// What describes one function.
+type Fde<'data> = FrameDescriptionEntry<Slice<'data>>;
+
+/// Real ones have 20 to 40 bytes. What is common to all functions is gone through for every one of them, which a
+/// hostile file must not make expensive.
+const CIE_LIMIT_BYTES: u32 = 256;
+
+/// The longest of some hundred large files, librustc_driver's, has 33 KiB. As every row takes a byte at least, this
+/// limits their number too.
+const FDE_LIMIT_BYTES: usize = 128 << 10;
+
+thread_local! {
+    /// The space in which rows are put together: 25 KiB, the same for all files.
+    static CONTEXT: RefCell<UnwindContext<usize>> = RefCell::new(UnwindContext::new());
+}
+
+/// A section, and how to find functions in it.
+#[derive(Debug)]
+pub(super) struct Table {
+    form: Form,
+    bytes: Vec<u8>,
+    bases: BaseAddresses,
+    search_table: Option<SearchTable>,
+    /// Built when the linker's table is missing, or leads to something that does not hold the address.
+    index: OnceLock<Index>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    EhFrame { address: u64 },
+    DebugFrame,
+}
+
+impl Table {
+    /// `.eh_frame` that is loaded at an address.
+    pub(super) fn eh_frame(address: u64, bytes: Vec<u8>, search_table: Option<SearchTable>) -> Self {
+        let bases = BaseAddresses::default().set_eh_frame(address);
+        Self { form: Form::EhFrame { address }, bytes, bases, search_table, index: OnceLock::new() }
+    }
+
+    /// `.debug_frame`, which is not loaded.
+    pub(super) fn debug_frame(bytes: Vec<u8>) -> Self {
+        let bases = BaseAddresses::default();
+        Self { form: Form::DebugFrame, bytes, bases, search_table: None, index: OnceLock::new() }
+    }
+
+    /// What the section says about an address; `None` where it says nothing.
+    pub(super) fn row(&self, svma: u64) -> Option<Row> {
+        match self.form {
+            Form::EhFrame { .. } => self.row_in(&EhFrame::new(&self.bytes, LittleEndian), svma),
+            Form::DebugFrame => {
+                let mut section = DebugFrame::new(&self.bytes, LittleEndian);
+                section.set_address_size(8);
+                self.row_in(&section, svma)
+            }
+        }
+    }
+
+    fn row_in<'data, S: UnwindSection<Slice<'data>>>(&'data self, section: &S, svma: u64) -> Option<Row> {
+        let fde = self.fde(section, svma);
+        if fde.as_ref().is_some_and(Fde::is_signal_trampoline)
+            || self.signal_begins_behind(section, &fde, svma)
+        {
+            return Some(Row::SIGNAL);
+        }
+        let fde = fde?;
+        if fde.entry_len() > FDE_LIMIT_BYTES || fde.cie().return_address_register() != X86_64::RA {
+            return Some(Row::stop(WalkEnd::Unsupported));
+        }
+        Some(CONTEXT.with_borrow_mut(|context| {
+            match fde.unwind_info_for_address(section, &self.bases, context, svma) {
+                Ok(row) => row_of(section, row),
+                Err(_) => Row::stop(WalkEnd::Unsupported),
+            }
+        }))
+    }
+
+    /// Whether a signal trampoline begins behind the byte at an address.
+    ///
+    /// The kernel, not a call, made the return address of a handler: that is the trampoline's first instruction, and
+    /// the byte before it may belong to anything. glibc describes its trampoline from one byte earlier on for that.
+    fn signal_begins_behind<'data, S: UnwindSection<Slice<'data>>>(
+        &'data self,
+        section: &S,
+        fde: &Option<Fde<'data>>,
+        svma: u64,
+    ) -> bool {
+        let Some(next) = svma.checked_add(1) else { return false };
+        if fde.as_ref().is_some_and(|fde| fde.contains(next)) {
+            return false;
+        }
+        let behind = self.fde(section, next);
+        behind.is_some_and(|fde| fde.is_signal_trampoline() && fde.initial_address() == next)
+    }
+
+    fn fde<'data, S: UnwindSection<Slice<'data>>>(&'data self, section: &S, svma: u64) -> Option<Fde<'data>> {
+        let parse = |offset: usize| {
+            let cie =
+                |section: &S, bases: &BaseAddresses, offset| cie_at(section, &self.bytes, bases, offset);
+            let fde = section.fde_from_offset(&self.bases, offset.into(), cie).ok()?;
+            fde.contains(svma).then_some(fde)
+        };
+        let found = self.search(svma).and_then(parse);
+        found.or_else(|| {
+            let index = self.index.get_or_init(|| Index::build(section, &self.bytes, &self.bases));
+            index.lookup(svma).and_then(parse)
+        })
+    }
+
+    /// The offset to which the linker's table leads.
+    fn search(&self, svma: u64) -> Option<usize> {
+        let Form::EhFrame { address } = self.form else { return None };
+        let found = self.search_table.as_ref()?.lookup(svma)?;
+        usize::try_from(found.checked_sub(address)?).ok()
+    }
+}
+
+/// The CIE at an offset, if it is not too long.
+pub(super) fn cie_at<'data, S: UnwindSection<Slice<'data>>>(
+    section: &S,
+    bytes: &[u8],
+    bases: &BaseAddresses,
+    offset: S::Offset,
+) -> Result<Cie<'data>, Error> {
+    let at = UnwindOffset::into(offset);
+    let outside = Error::OffsetOutOfBounds(u64::try_from(at).unwrap_or(u64::MAX));
+    let length = bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|word| u32::from_le_bytes(*word));
+    if length.is_none_or(|length| length > CIE_LIMIT_BYTES) {
+        return Err(outside);
+    }
+    section.cie_from_offset(bases, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::unwind::{FpRule, Kind};
+
+    use super::super::assemble::{self, ADVANCE, DEF_CFA_OFFSET};
+    use super::*;
+
+    const ADDRESS: u64 = 0x9000;
+
+    fn sp(cfa_offset: i32) -> Option<Row> {
+        Some(Row::new(Kind::Sp, FpRule::Unchanged, 0, cfa_offset))
+    }
+
+    /// A search table whose only entry says that the function at `start` is described at `fde`.
+    fn search_table(start: i32, fde: usize) -> SearchTable {
+        let relative = i32::try_from(ADDRESS).unwrap() + i32::try_from(fde).unwrap();
+        let words = [0, 1, start, relative].map(i32::to_le_bytes);
+        SearchTable::parse(0, [[1, 0x1b, 3, 0x3b].as_slice(), words.as_flattened()].concat()).unwrap()
+    }
+
+    #[test]
+    fn rows_change_within_a_function_and_end_with_it() {
+        let program = [ADVANCE | 4, DEF_CFA_OFFSET, 16, ADVANCE | 4, DEF_CFA_OFFSET, 8];
+        let bytes =
+            assemble::EhFrame::new().function(0x2000, 16, &[]).function(0x1000, 16, &program).finish();
+        let table = Table::eh_frame(ADDRESS, bytes, None);
+        assert_eq!(table.row(0xfff), None);
+        assert_eq!(table.row(0x1003), sp(8));
+        assert_eq!(table.row(0x1004), sp(16));
+        assert_eq!(table.row(0x1007), sp(16));
+        assert_eq!(table.row(0x100f), sp(8));
+        assert_eq!(table.row(0x1010), None);
+        assert_eq!(table.row(0x2000), sp(8));
+        assert_eq!(table.row(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_search_table_is_followed_only_to_where_the_address_is() {
+        let frames = assemble::EhFrame::new();
+        let first = frames.len();
+        let frames = frames.function(0x1000, 16, &[DEF_CFA_OFFSET, 16]);
+        let second = frames.len();
+        let bytes = frames.function(0x2000, 16, &[DEF_CFA_OFFSET, 32]).finish();
+        for fde in [first, second, second + 1, 0, 1 << 20] {
+            let table = Table::eh_frame(ADDRESS, bytes.clone(), Some(search_table(0x1000, fde)));
+            assert_eq!(table.row(0x1001), sp(16), "{fde}");
+            assert_eq!(table.index.get().is_none(), fde == first, "an index only where it is needed: {fde}");
+            assert_eq!(table.row(0x2001), sp(32), "{fde}");
+        }
+    }
+
+    #[test]
+    fn a_handler_returns_to_a_trampoline_that_is_found_by_the_byte_before() {
+        let frames = |start| {
+            let bytes =
+                assemble::EhFrame::new().function(0x1000, 16, &[]).cie("zRS", &[]).function(start, 9, &[]);
+            Table::eh_frame(ADDRESS, bytes.finish(), None)
+        };
+        // Right behind another function, and behind a gap.
+        assert_eq!(frames(0x1010).row(0x100f), Some(Row::SIGNAL));
+        assert_eq!(frames(0x1010).row(0x100e), sp(8));
+        assert_eq!(frames(0x1020).row(0x101f), Some(Row::SIGNAL));
+        assert_eq!(frames(0x1020).row(0x1020), Some(Row::SIGNAL));
+        assert_eq!(frames(0x1020).row(0x101e), None);
+    }
+
+    #[test]
+    fn a_debug_frame_tells_the_same() {
+        // What differs is how an entry says that it is a CIE, and where its CIE is.
+        let mut bytes = assemble::EhFrame::new().function(0x1000, 16, &[DEF_CFA_OFFSET, 16]).finish();
+        let fde = 4 + usize::from(bytes[0]);
+        bytes[4..8].fill(0xff);
+        bytes[fde + 4..fde + 8].fill(0);
+        let table = Table::debug_frame(bytes);
+        assert_eq!(table.row(0x1001), sp(16));
+        assert_eq!(table.row(0x1010), None);
+    }
+
+    #[test]
+    fn a_return_address_in_another_column_is_not_supported() {
+        let mut bytes = assemble::EhFrame::new().function(0x1000, 16, &[]).finish();
+        bytes[14] = 15;
+        assert_eq!(Table::eh_frame(ADDRESS, bytes, None).row(0x1000), Some(Row::stop(WalkEnd::Unsupported)));
+    }
+}

@@ -1,0 +1,68 @@
+//! The dynamic loader of a process, and where it says what it is doing (the `r_debug` protocol of <link.h>).
+
+use super::{
+    elf,
+    maps::{AddressSpace, Content},
+};
+
+/// The function that the loader calls at every change of its state.
+pub const ANNOUNCEMENT: &str = "_dl_debug_state";
+
+/// The variable that holds its state.
+const STATE: &str = "_r_debug";
+
+/// Offset of `r_state` in `struct r_debug`: behind an int, padded, and two pointers.
+pub const R_STATE: u64 = 24;
+
+/// `RT_CONSISTENT` of <link.h>: no objects are being added or removed.
+pub const RT_CONSISTENT: u32 = 0;
+
+/// A loader that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loader {
+    /// Its file, by its place in [`AddressSpace::modules`].
+    pub module: usize,
+    /// Offset in the file of the function that it calls at every change.
+    pub announcement_offset: u64,
+    /// Where it is mapped.
+    pub announcement_address: u64,
+    /// Where the state lies.
+    pub state_address: u64,
+}
+
+/// The loader among the files that are mapped; `None` where there is none that announces itself.
+pub fn find(space: &AddressSpace) -> Option<Loader> {
+    space.current().find_map(|range| {
+        let Content::Module(module) = range.content else { return None };
+        let file = space.modules().get(module)?.file.as_deref()?;
+        let announcement = elf::exported(file, &[ANNOUNCEMENT]).ok()?.into_iter().next()?;
+        let state = elf::exported_address(file, STATE).ok().flatten()?;
+        let first = elf::address_at(file, range.offset).ok().flatten()?;
+        // Where the file's addresses lie in the process; differences wrap for files linked above where they are mapped.
+        let bias = range.start.wrapping_sub(first);
+        let into_range = announcement.offset.checked_sub(range.offset)?;
+        Some(Loader {
+            module,
+            announcement_offset: announcement.offset,
+            announcement_address: range.start.checked_add(into_range)?,
+            state_address: bias.wrapping_add(state).wrapping_add(R_STATE),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_loader_is_found_and_consistent() {
+        let mut space = AddressSpace::default();
+        space.refresh(std::process::id()).unwrap();
+        let loader = find(&space).expect("tests are linked dynamically");
+        let path = &space.modules()[loader.module].path;
+        assert!(path.contains("ld-linux"), "{path}");
+        // SAFETY: the loader's own variable, a 32-bit number that stays mapped for the life of the process.
+        let state = unsafe { (loader.state_address as *const u32).read_volatile() };
+        assert_eq!(state, RT_CONSISTENT);
+    }
+}

@@ -1,0 +1,170 @@
+//! Stacks are whole whatever the code that they lead through: a guest for each kind of code, with frame pointers and
+//! without, whose ledger the profile equals and whose chains its stacks hold.
+
+use heaptap_tests::compile::Variant;
+use heaptap_tests::guest::Guest;
+use heaptap_tests::heaptap::{Recording, Serving};
+use heaptap_tests::profile::Profile;
+use rustix::process::Signal;
+
+/// Records one `run` and compares; every stack leads to one of `entries`. Returns what else there is to look at.
+#[track_caller]
+fn record(name: &str, variant: Variant, entries: &[&str], options: &[&str]) -> (Vec<String>, Profile) {
+    let mut guest = Guest::start_as(name, variant);
+    let chains = guest.chains();
+    let recording = Recording::attach_with(guest.pid(), options);
+    let answer = guest.command("run");
+    let ledger = guest.ledger();
+    let profile = recording.finish().profile();
+    guest.exit();
+    ledger.assert_equals(&profile);
+    chains.assert_hold(&profile, entries);
+    (answer, profile)
+}
+
+/// Has a guest do the same three times: once the kernel has learned to walk its stacks, all of them are whole.
+///
+/// The first ones are walked from copies, and from short ones where many come at once before anything is learned; what
+/// lies beyond is missing from these, and counted. How many that are is a matter of how soon heaptap gets to run.
+#[track_caller]
+fn assert_whole(name: &str, variant: Variant, entries: &[&str]) {
+    let mut guest = Guest::start_as(name, variant);
+    let chains = guest.chains();
+    let serving = Serving::start(guest.pid());
+    guest.command("run");
+    let learned =
+        serving.fetch_until("a whole stack of every chain", |profile| chains.hold_somewhere(profile));
+    guest.command("run");
+    let before = serving.fetch();
+    guest.command("run");
+    let after = serving.fetch();
+    guest.ledger().assert_equals(&after);
+    serving.finish(Signal::INT);
+    guest.exit();
+    assert_eq!(
+        not_whole(&after),
+        not_whole(&before),
+        "all that came later is whole; at first {:#?}",
+        learned.comments
+    );
+    if not_whole(&after).is_empty() {
+        chains.assert_hold(&after, entries);
+    }
+}
+
+/// Allocations whose stack is not whole, by the reason.
+fn not_whole(profile: &Profile) -> Vec<(String, u64)> {
+    let ends = profile.allocations_by_end().into_iter();
+    ends.filter(|(end, _)| *end != "whole").map(|(end, count)| (end.to_owned(), count)).collect()
+}
+
+/// A test for each guest and variant: `module: "guest", ["entry", …];`
+macro_rules! whole_stacks {
+    ($($module:ident: $guest:literal, $entries:expr;)*) => {$(
+        mod $module {
+            use super::*;
+
+            #[test]
+            fn is_walked_by_its_frame_pointers() {
+                assert_whole($guest, Variant::FramePointers, &$entries);
+            }
+
+            #[test]
+            fn is_walked_without_frame_pointers() {
+                assert_whole($guest, Variant::NoFramePointers, &$entries);
+            }
+        }
+    )*};
+}
+
+whole_stacks! {
+    // The stack that a handler on a stack of its own has interrupted is in no copy: that is learned in two steps.
+    a_handler_of_signals: "signals", ["main"];
+    a_thread_of_any_make: "clones", ["main", "pthread_entry", "clone_entry"];
+    a_frame_of_any_shape: "frames", ["main"];
+    a_call_that_is_bound_late: "lazy", ["main"];
+    a_coroutine: "coroutine", ["main", "coroutine"];
+    inlined_cpp_with_exceptions: "containers", ["main"];
+    // The standard library allocates for a thread before it calls what the thread is for.
+    release_rust: "release", ["main", "work", "start_thread"];
+    every_allocating_function: "every-function", ["main"];
+    threads_that_share_blocks: "threads", ["main", "churn"];
+}
+
+#[test]
+fn calls_that_never_return_leave_the_following_ones_right_in_any_code() {
+    for variant in Variant::ALL {
+        let mut guest = Guest::start_as("abandoned", variant);
+        let recording = Recording::attach(guest.pid());
+        guest.command("run");
+        let ledger = guest.ledger();
+        ledger.assert_equals(&recording.finish().profile());
+        guest.exit();
+    }
+}
+
+/// What was learned of a library that has gone is not used for the one that lies in its place.
+#[track_caller]
+fn assert_plugins(variant: Variant) {
+    let mut guest = Guest::start_as("plugins", variant);
+    let chains = guest.chains();
+    let serving = Serving::start(guest.pid());
+    guest.command("first");
+    let is_named = |profile: &Profile, name: &str| {
+        profile.stacks.iter().any(|stack| stack.functions.iter().any(|function| function == name))
+    };
+    // A library that goes before anybody looks has no name.
+    serving.fetch_until("the first library", |profile| is_named(profile, "first_malloc"));
+    let answer = guest.command("second");
+    assert_eq!(answer, ["same-address yes"], "this loader does not do what the test is about");
+    let profile = serving.fetch_until("the second library", |profile| is_named(profile, "second_malloc"));
+    guest.ledger().assert_equals(&profile);
+    chains.assert_hold(&profile, &["main"]);
+    serving.finish(Signal::INT);
+    guest.exit();
+}
+
+#[test]
+fn a_library_in_the_place_of_another_is_walked_by_its_frame_pointers() {
+    assert_plugins(Variant::FramePointers);
+}
+
+#[test]
+fn a_library_in_the_place_of_another_is_walked_without_frame_pointers() {
+    assert_plugins(Variant::NoFramePointers);
+}
+
+/// The functions of the staircase as they have to follow each other, from the site on.
+#[track_caller]
+fn assert_steps(profile: &Profile, steps: usize) {
+    let stack = profile
+        .stacks
+        .iter()
+        .find(|stack| stack.functions.iter().any(|function| function == "staircase_malloc"))
+        .expect("the site was seen");
+    let site =
+        stack.functions.iter().position(|function| function == "staircase_malloc").expect("it is there");
+    let seen: Vec<&str> = stack.functions[site + 1..].iter().map(String::as_str).take(steps).collect();
+    let wanted: Vec<&str> = ["small", "large", "middle"].into_iter().cycle().take(steps).collect();
+    assert_eq!(seen, wanted, "of {:#?}", stack.functions);
+}
+
+#[test]
+fn a_stack_of_300_frames_is_walked_to_the_limit() {
+    for variant in Variant::ALL {
+        let (_, profile) = record("staircase", variant, &["main"], &[]);
+        // The probed function and the site are the first of 127.
+        assert_steps(&profile, 125);
+        let cut = profile.allocations_by_end().get("cut at the depth limit").copied();
+        assert_eq!(cut, Some(20), "{:#?}", profile.comments);
+    }
+}
+
+#[test]
+fn a_stack_of_300_frames_is_walked_to_its_end_where_the_limit_allows() {
+    for variant in Variant::ALL {
+        let (_, profile) = record("staircase", variant, &["main"], &["--stack-depth", "400"]);
+        assert_steps(&profile, 301);
+        profile.assert_whole(20, 500);
+    }
+}
