@@ -110,7 +110,7 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
     live.finish();
     interrupts.let_next_one_kill();
     if !args.quiet {
-        match end {
+        match session.why(end) {
             End::Signal => say("finishing; Ctrl-C again to stop at once"),
             End::Deadline => {}
             End::Exited => say("the process has ended"),

@@ -59,7 +59,7 @@ async fn attend(
             end = &mut over, if !is_over => {
                 is_over = true;
                 session.stop();
-                say(match end? {
+                say(match session.why(end?) {
                     End::Exec => "the process has replaced its program (exec)",
                     End::Exited | End::Signal | End::Deadline => "the process has ended",
                 });

@@ -142,6 +142,16 @@ impl Session {
         self.recording.stop();
     }
 
+    /// Why the recording was over in truth, to be asked when it has stopped: a program that replaces another and ends at
+    /// once is gone before the notice of it is read.
+    pub(super) fn why(&self, end: End) -> End {
+        // Whoever still waits for the end has not seen one.
+        let Ok(mut notices) = self.notices.try_lock() else { return end };
+        let was_replaced =
+            std::iter::from_fn(|| notices.try_recv().ok()).any(|notice| notice == Notice::Exec);
+        if end == End::Exited && was_replaced { End::Exec } else { end }
+    }
+
     /// What was counted so far, as a profile. Takes its time: files are read for names.
     pub(super) fn profile(&self) -> Result<(RawHeap, proto::Profile), CliError> {
         let heap = self.recording.snapshot().map_err(CliError::record(self.process().pid()))?;

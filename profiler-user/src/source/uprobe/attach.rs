@@ -10,11 +10,9 @@ use profiler_common::call::Shape;
 
 use super::kernel::{Kernel, KernelError, refused};
 use crate::target::{
-    Process,
     allocator::{Allocator, Hook},
     loader,
     maps::{AddressSpace, Module},
-    process::live_thread,
 };
 
 /// Why probes could not be attached.
@@ -86,9 +84,8 @@ pub(super) fn attach_loader(
     kernel: &mut Kernel,
     probes: &mut Probes,
     space: &AddressSpace,
-    process: &Process,
+    thread: NonZeroU32,
 ) -> Result<(), AttachError> {
-    let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else { return Ok(()) };
     let Some(loader) = loader::find(space) else { return Ok(()) };
     let Some(path) = space.modules().get(loader.module).and_then(Module::held_path) else { return Ok(()) };
     let point = UProbeAttachPoint {

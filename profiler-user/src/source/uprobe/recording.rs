@@ -111,13 +111,9 @@ impl Recording {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
-        let (mut kernel, targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
-        let mut probes = attach_to(&mut kernel, &process, &findings, &space)?;
+        let (mut kernel, mut targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
+        let probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
-        if let Err(error) = attach_loader(&mut kernel, &mut probes, &space, &process) {
-            tracing::warn!(%error, "libraries that are unloaded will not be noticed");
-        }
-        let mut targets = targets;
         let mut learner = Learner::new(pid, capacities.stack_depth, teaching);
         learner.prepare(&space);
         let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
@@ -270,8 +266,12 @@ fn attach_to(
     let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
         return Err(gone.into());
     };
-    attach(kernel, &findings.allocators, space, thread)
-        .map_err(|error| if process.has_ended() { gone.into() } else { error.into() })
+    let mut probes = attach(kernel, &findings.allocators, space, thread)
+        .map_err(|error| if process.has_ended() { RecordError::from(gone) } else { error.into() })?;
+    if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
+        tracing::warn!(%error, "libraries that are unloaded will not be noticed");
+    }
+    Ok(probes)
 }
 
 const fn overflow_totals() -> Totals {
