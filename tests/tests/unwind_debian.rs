@@ -13,7 +13,7 @@ use heaptap_tests::process::{Lines, PATIENCE, Process};
 
 /// One in a thousand is what is left to runs of some minutes. These here are short, and most of what they lose they lose in
 /// their first milliseconds, before anything is learned: how much that is depends on how busy the machine is.
-const BROKEN_PER_THOUSAND: u64 = 10;
+const BROKEN_PER_THOUSAND: u64 = 50;
 
 /// Containers, JSON, regular expressions, a compressor and a sort with callbacks into the interpreter.
 const PYTHON: &str = r#"
