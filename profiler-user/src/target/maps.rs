@@ -107,6 +107,13 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Looks at the mappings of a process that may have ended meanwhile: then those that were seen stay as they are.
+    pub fn look_again(&mut self, pid: u32) {
+        if let Err(error) = self.refresh(pid) {
+            tracing::debug!(pid, %error, "mappings not read again");
+        }
+    }
+
     /// The mapped files, in the order in which they were first seen; the first is not always the executable.
     pub fn modules(&self) -> &[Module] {
         &self.modules

@@ -53,8 +53,7 @@ impl RowSource {
     pub fn row(&mut self, pc: u64, space: &mut AddressSpace) -> Row {
         let Some(call) = pc.checked_sub(1) else { return Row::stop(WalkEnd::NoCode) };
         if space.find(call).is_none() {
-            // A process that has ended keeps the mappings that were seen.
-            let _ = space.refresh(self.pid);
+            space.look_again(self.pid);
         }
         let Some(range) = space.find(call).and_then(|index| space.ranges().get(index)) else {
             return Row::stop(WalkEnd::NoCode);

@@ -94,9 +94,7 @@ impl Learner {
 
     /// Looks at code that was added, while it is there.
     pub(super) fn look_around(&mut self, space: &mut AddressSpace) {
-        if let Err(error) = space.refresh(self.pid) {
-            tracing::debug!(pid = self.pid, %error, "mappings not read again");
-        }
+        space.look_again(self.pid);
         self.source.prepare(space);
     }
 
@@ -117,9 +115,7 @@ impl Learner {
         for pc in std::mem::take(&mut self.rows).into_keys() {
             self.teaching.remove_row(self.pid, self.epoch, pc);
         }
-        if let Err(error) = space.refresh(self.pid) {
-            tracing::debug!(pid = self.pid, %error, "mappings not read again");
-        }
+        space.look_again(self.pid);
     }
 
     /// Tells the kernel where hijacked return addresses point.

@@ -38,10 +38,7 @@ impl StackTable {
         }
         let is_unknown = |address| self.space.find(lookup(address)).is_none();
         if pcs.clone().any(is_unknown) {
-            // A process that has ended keeps the mappings that were seen.
-            if let Err(error) = self.space.refresh(pid) {
-                tracing::debug!(pid, %error, "mappings not read again");
-            }
+            self.space.look_again(pid);
         }
         let frames =
             pcs.map(|address| RawFrame { address, range: self.space.find(lookup(address)) }).collect();
