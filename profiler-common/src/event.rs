@@ -23,6 +23,8 @@ pub enum EventKind {
     Chunk = 6,
     /// A [`ProcessEvent`]: the loader has added code.
     CodeAdded = 7,
+    /// A [`MissEvent`] of a stack that the kernel has walked, from its leaf on.
+    Witness = 8,
 }
 
 impl EventKind {
@@ -36,6 +38,7 @@ impl EventKind {
             5 => Self::CodeChange,
             6 => Self::Chunk,
             7 => Self::CodeAdded,
+            8 => Self::Witness,
             _ => return None,
         })
     }
@@ -63,10 +66,13 @@ pub struct StackEvent<const FRAMES: usize> {
 
 /// A stack that the kernel cannot walk to its end yet, with what user space needs to do so and to teach it; there is room
 /// for `FRAMES` frames and `BYTES` bytes.
+///
+/// The same of a stack that it has walked, for user space to check the walk: then the registers are those at the first of
+/// `pcs`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
-    /// [`EventKind::Miss`].
+    /// [`EventKind::Miss`] or [`EventKind::Witness`].
     pub kind: u32,
     /// The target's tgid.
     pub tgid: u32,
@@ -76,7 +82,7 @@ pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
     pub depth: u32,
     /// The epoch in which rows are missing.
     pub epoch: u32,
-    /// The registers at the frame whose row is missing, which is the last in `pcs`.
+    /// The registers at the frame whose row is missing, which is the last in `pcs`; of a witness, at the first.
     pub regs: Regs,
     /// Number of bytes in `bytes`.
     pub length: u32,
@@ -84,8 +90,8 @@ pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
     pub frames: u32,
     /// 1 where [`ChunkEvent`]s follow with more of the stack.
     pub continues: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How the walk ended, a [`crate::unwind::WalkEnd`].
+    pub end: u32,
     /// The frames that the kernel has walked, leaf first.
     pub pcs: [u64; FRAMES],
     /// The stack from `regs.sp` on.

@@ -13,8 +13,8 @@ pub struct Target {
     pub depth: u32,
     /// 1 while the loader is removing objects.
     pub is_removing: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 where each new stack is to be sent with the registers and the memory that it was walked in.
+    pub is_witnessed: u32,
 }
 
 /// Size of a page, and so of the kernel's `[uprobes]` mapping, in bytes.

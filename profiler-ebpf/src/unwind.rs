@@ -149,6 +149,9 @@ unsafe extern "C" fn transcribe_frame<const FRAMES: usize>(index: u64, transcrip
 /// Sends the frames of the stack whose leaf is `regs`, under the hash `stack`; false when the ring buffer is full.
 #[inline(always)]
 pub fn send_stack(stack: u64, walk: &Walk, regs: Regs, tgid: u32, target: &Target) -> bool {
+    if target.is_witnessed != 0 {
+        return send_copied(EventKind::Witness, stack, regs, tgid, target);
+    }
     if walk.depth as usize <= FEW_FRAMES {
         send_stack_of::<FEW_FRAMES>(stack, regs, tgid, target)
     } else {
@@ -186,9 +189,16 @@ pub fn send_miss(stack: u64, depth: u32, regs: Regs, tgid: u32, target: &Target)
     let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
     let is_busy = waiting > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2;
     if is_busy && depth as usize <= FEW_FRAMES {
-        return send_miss_of::<FEW_FRAMES, SMALL_COPY_BYTES>(stack, regs, tgid, target).is_ok();
+        let kind = EventKind::Miss;
+        return send_copy_of::<FEW_FRAMES, SMALL_COPY_BYTES>(kind, stack, regs, tgid, target).is_ok();
     }
-    let Ok(end) = send_miss_of::<MAX_FRAMES, COPY_BYTES>(stack, regs, tgid, target) else {
+    send_copied(EventKind::Miss, stack, regs, tgid, target)
+}
+
+/// Sends the stack whose leaf is `regs` with all of its memory; false when the ring buffer is full.
+#[inline(always)]
+fn send_copied(kind: EventKind, stack: u64, regs: Regs, tgid: u32, target: &Target) -> bool {
+    let Ok(end) = send_copy_of::<MAX_FRAMES, COPY_BYTES>(kind, stack, regs, tgid, target) else {
         return false;
     };
     if end != 0 {
@@ -239,7 +249,8 @@ unsafe extern "C" fn send_chunk(index: u64, chunks: *mut c_void) -> i64 {
 
 /// Sends the record itself. Gives where the stack goes on behind what it holds, or 0; an error when the ring buffer is full.
 #[inline(always)]
-fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
+fn send_copy_of<const FRAMES: usize, const BYTES: usize>(
+    kind: EventKind,
     stack: u64,
     regs: Regs,
     tgid: u32,
@@ -252,22 +263,24 @@ fn send_miss_of<const FRAMES: usize, const BYTES: usize>(
     // SAFETY: `event` is a reservation of the record's size.
     let (pcs, bytes) = unsafe { ((&raw mut (*event).pcs).cast::<u64>(), &raw mut (*event).bytes) };
     let walk = transcribe::<FRAMES>(pcs, regs, tgid, target);
-    let length = copy_stack(bytes, walk.regs.sp);
+    let from = if kind as u32 == EventKind::Witness as u32 { regs } else { walk.regs };
+    let length = copy_stack(bytes, from.sp);
     let continues = BYTES == COPY_BYTES && length == BYTES as u32 && stack != 0;
     // SAFETY: as above.
     unsafe {
-        (*event).kind = EventKind::Miss as u32;
+        (*event).kind = kind as u32;
         (*event).tgid = tgid;
         (*event).stack = stack;
         (*event).depth = walk.depth;
         (*event).epoch = target.epoch;
-        (*event).regs = walk.regs;
+        (*event).regs = from;
         (*event).length = length;
         (*event).frames = FRAMES as u32;
         (*event).continues = u32::from(continues);
+        (*event).end = walk.end;
     }
     entry.submit(0);
-    Ok(if continues { walk.regs.sp.wrapping_add(u64::from(length)) } else { 0 })
+    Ok(if continues { from.sp.wrapping_add(u64::from(length)) } else { 0 })
 }
 
 /// A question about nesting, with what it takes to find rows.

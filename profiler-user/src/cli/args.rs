@@ -77,7 +77,7 @@ pub struct RecordArgs {
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Replace the output file if there is one.
+    /// Replace the output files if they are there.
     #[arg(long)]
     pub force: bool,
 
@@ -88,6 +88,11 @@ pub struct RecordArgs {
     /// Start the command as root even under sudo, not as the user who called it.
     #[arg(long, requires = "command")]
     pub as_root: bool,
+
+    /// Keep every new stack, with the registers and the memory that it was found in, to look into why stacks break. The
+    /// file then holds whatever the program had on its stacks. Costs the program some 20 µs a stack.
+    #[arg(long, value_name = "FILE")]
+    pub capture_stacks: Option<PathBuf>,
 
     /// Say nothing but that the recording has begun, what was lost, and the closing table.
     #[arg(long, short)]

@@ -6,7 +6,7 @@ use super::report::ReportError;
 use crate::{
     output::file::FileError,
     profile::builder::BuildError,
-    source::uprobe::RecordError,
+    source::uprobe::{RecordError, capture::CaptureError},
     target::{identity::IdentityError, launch::LaunchError, prerequisites::Check, process::ProcessError},
 };
 
@@ -44,6 +44,9 @@ pub enum CliError {
     /// The profile could not be written.
     #[error("cannot write the profile")]
     Output(#[from] FileError),
+    /// The file of stacks could not be written.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The closing table or a report could not be made.
     #[error(transparent)]
     Report(#[from] ReportError),

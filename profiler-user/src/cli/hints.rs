@@ -6,7 +6,7 @@ use super::{error::CliError, report::ReportError};
 use crate::{
     output::file::FileError,
     profile::read::ReadError,
-    source::uprobe::RecordError,
+    source::uprobe::{RecordError, capture::CaptureError},
     target::{
         launch::LaunchError,
         prerequisites::{Check, Verdict},
@@ -29,6 +29,7 @@ pub fn hint(error: &CliError) -> String {
             "free some disk space, or write somewhere else".to_owned()
         }
         CliError::Output(error) => output(error),
+        CliError::Capture(error) => capture(error),
         CliError::Report(error) => report(error),
         CliError::NotLoopback { listen } => {
             format!("use --listen 127.0.0.1:{}: profiles tell much about a program", listen.port())
@@ -38,6 +39,16 @@ pub fn hint(error: &CliError) -> String {
         }
         CliError::Listen { .. } => "choose another address with --listen".to_owned(),
         CliError::Runtime { .. } => "run `heaptap doctor` and see to what it says".to_owned(),
+    }
+}
+
+fn capture(error: &CaptureError) -> String {
+    match error.source.kind() {
+        io::ErrorKind::AlreadyExists => {
+            "choose another --capture-stacks, or replace it with --force".to_owned()
+        }
+        io::ErrorKind::NotFound => "make the directory first".to_owned(),
+        _ => "write somewhere else with --capture-stacks; the profile does without it".to_owned(),
     }
 }
 

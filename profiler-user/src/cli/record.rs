@@ -20,7 +20,7 @@ use super::{
 use crate::{
     output::file::{FileError, OutputFile},
     profile::{heap::losses, printable::Printable, write::encode_gzip},
-    source::{RawHeap, health::Health},
+    source::{RawHeap, health::Health, uprobe::capture::Capture},
     target::{Process, identity::Identity, launch::Held},
 };
 
@@ -43,10 +43,12 @@ pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> 
         }
     };
     let attended = runtime().and_then(|runtime| runtime.block_on(attend(args, &session)));
-    session.stop();
+    let stopped = session.stop();
     // What was recorded is written, whatever ended the recording.
     let outcome = finish(args, &session, output, child, out)?;
-    attended.map(|()| outcome)
+    attended?;
+    stopped?;
+    Ok(outcome)
 }
 
 fn hold(
@@ -66,7 +68,9 @@ fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, O
     let process = Process::open(pid)?;
     let path = args.output.clone().unwrap_or_else(|| default_path(process.comm(), pid));
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
-    let session = Session::start(process, &args.capacities.into(), args.symbols.clone().into(), diagnostics)?;
+    let capture = args.capture_stacks.as_deref().map(|path| Capture::create(path, args.force)).transpose()?;
+    let symbols = args.symbols.clone().into();
+    let session = Session::start(process, &args.capacities.into(), symbols, diagnostics, capture)?;
     Ok((session, output))
 }
 
@@ -106,7 +110,7 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
             }
         }
     };
-    session.stop();
+    let stopped = session.stop();
     live.finish();
     interrupts.let_next_one_kill();
     if !args.quiet {
@@ -117,7 +121,7 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
             End::Exec => say("the process has replaced its program (exec); this is what the old one had"),
         }
     }
-    Ok(())
+    Ok(stopped?)
 }
 
 fn finish(

@@ -27,8 +27,13 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     let socket = std::net::TcpListener::bind(args.listen)
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
-    let session =
-        Arc::new(Session::start(process, &args.capacities.into(), args.symbols.clone().into(), diagnostics)?);
+    let session = Arc::new(Session::start(
+        process,
+        &args.capacities.into(),
+        args.symbols.clone().into(),
+        diagnostics,
+        None,
+    )?);
     runtime()?.block_on(attend(args, &session, socket))
 }
 
@@ -58,7 +63,7 @@ async fn attend(
             served = &mut server => return served.map_err(failed),
             end = &mut over, if !is_over => {
                 is_over = true;
-                session.stop();
+                session.stop()?;
                 say(match session.why(end?) {
                     End::Exec => "the process has replaced its program (exec)",
                     End::Exited | End::Signal | End::Deadline => "the process has ended",
@@ -70,7 +75,7 @@ async fn attend(
             },
         }
     }
-    session.stop();
+    session.stop()?;
     interrupts.let_next_one_kill();
     Ok(())
 }

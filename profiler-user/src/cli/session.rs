@@ -19,7 +19,10 @@ use crate::{
     profile::{self, proto},
     source::{
         RawHeap,
-        uprobe::{Capacities, Notice, Recording, Vitals},
+        uprobe::{
+            Capacities, Notice, Recording, Vitals,
+            capture::{Capture, CaptureError},
+        },
     },
     symbolize::{self, Names},
     target::Process,
@@ -55,6 +58,7 @@ impl Session {
         capacities: &Capacities,
         symbols: symbolize::Options,
         diagnostics: bool,
+        capture: Option<Capture>,
     ) -> Result<Self, CliError> {
         let pid = process.pid();
         let names = Mutex::new(Names::new(pid, symbols));
@@ -63,8 +67,8 @@ impl Session {
         let on_notice = move |notice| {
             let _ = send.send(notice);
         };
-        let recording =
-            Recording::start(process, capacities, diagnostics, on_notice).map_err(CliError::record(pid))?;
+        let recording = Recording::start(process, capacities, diagnostics, capture, on_notice)
+            .map_err(CliError::record(pid))?;
         Ok(Self { recording, names, notices: tokio::sync::Mutex::new(notices) })
     }
 
@@ -138,8 +142,8 @@ impl Session {
     }
 
     /// Stops counting. The numbers stay.
-    pub(super) fn stop(&self) {
-        self.recording.stop();
+    pub(super) fn stop(&self) -> Result<(), CaptureError> {
+        self.recording.stop()
     }
 
     /// Why the recording was over in truth, to be asked when it has stopped: a program that replaces another and ends at

@@ -14,6 +14,7 @@ use rustix::{
 };
 
 use super::{
+    capture::CaptureError,
     kernel::Rings,
     learn::Learner,
     records::{Record, decode},
@@ -36,7 +37,7 @@ pub enum Notice {
 pub(super) struct Drain {
     stacks: Arc<Mutex<StackTable>>,
     stop: Arc<OwnedFd>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<Result<(), CaptureError>>>>,
 }
 
 impl Drain {
@@ -61,9 +62,10 @@ impl Drain {
             on_notice,
         };
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("heaptap-drain".to_owned())
-            .spawn(move || worker.run(&stopped))?;
+        let thread = std::thread::Builder::new().name("heaptap-drain".to_owned()).spawn(move || {
+            worker.run(&stopped);
+            worker.learner.finish_capture()
+        })?;
         Ok(Self { stacks, stop, thread: Mutex::new(Some(thread)) })
     }
 
@@ -73,19 +75,24 @@ impl Drain {
         self.stacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the buffers to their end and stops.
-    pub(super) fn finish(&self) {
+    /// Reads the buffers to their end and stops; an error where the file of stacks could not be written.
+    pub(super) fn finish(&self) -> Result<(), CaptureError> {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return };
-        if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_ok() && thread.join().is_err() {
-            tracing::error!("the drain thread failed: stacks may be missing");
+        let Some(thread) = thread else { return Ok(()) };
+        if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_err() {
+            return Ok(());
         }
+        thread.join().unwrap_or_else(|_| {
+            tracing::error!("the drain thread failed: stacks may be missing");
+            Ok(())
+        })
     }
 }
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.finish();
+        // Whoever wants to know of an error has asked.
+        let _ = self.finish();
     }
 }
 

@@ -87,9 +87,10 @@ pub(super) struct Kernel {
 pub(super) struct Targets(HashMap<MapData, u32, Target>);
 
 impl Targets {
-    /// Begins to watch a process, of whose stacks `depth` frames are kept.
-    pub(super) fn insert(&mut self, pid: u32, depth: u32) -> Result<(), KernelError> {
-        let target = Target { depth, ..Target::default() };
+    /// Begins to watch a process, of whose stacks `depth` frames are kept; with `is_witnessed` each new one is sent with
+    /// the memory that it was walked in.
+    pub(super) fn insert(&mut self, pid: u32, depth: u32, is_witnessed: bool) -> Result<(), KernelError> {
+        let target = Target { depth, is_witnessed: is_witnessed.into(), ..Target::default() };
         self.0.insert(pid, target, 0).map_err(map_refused("TARGETS"))
     }
 

@@ -1,6 +1,7 @@
 //! Learning to walk: stacks that the kernel could not walk are walked here, and every row on the way is handed to it.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     time::{Duration, Instant},
 };
@@ -10,7 +11,12 @@ use profiler_common::{
     unwind::{ReadMemory, Regs, Row, WalkEnd, step},
 };
 
-use super::{kernel::Teaching, records::Miss, stacks::StackTable};
+use super::{
+    capture::{Capture, CaptureError, Walked},
+    kernel::Teaching,
+    records::Miss,
+    stacks::StackTable,
+};
 use crate::target::{maps::AddressSpace, rows::RowSource};
 
 /// What the kernel has been taught of one process.
@@ -24,11 +30,12 @@ pub(super) struct Learner {
     rows: HashMap<u64, Row>,
     /// Stacks of which more is to come, since when.
     unfinished: HashMap<u64, (Instant, Unwalked)>,
+    capture: Option<Capture>,
 }
 
 impl Learner {
-    /// `depth` is the most frames to keep of a stack.
-    pub(super) fn new(pid: u32, depth: u32, teaching: Teaching) -> Self {
+    /// `depth` is the most frames to keep of a stack. Every stack that comes by with its memory is kept in `capture`.
+    pub(super) fn new(pid: u32, depth: u32, teaching: Teaching, capture: Option<Capture>) -> Self {
         let depth = usize::try_from(depth).unwrap_or(usize::MAX);
         Self {
             pid,
@@ -38,6 +45,7 @@ impl Learner {
             epoch: 0,
             rows: HashMap::new(),
             unfinished: HashMap::new(),
+            capture,
         }
     }
 
@@ -48,13 +56,14 @@ impl Learner {
 
     /// Walks a stack to its end, files it, and teaches every row on the way; later, where more of it follows.
     pub(super) fn learn(&mut self, miss: &Miss<'_>, stacks: &mut StackTable) {
-        let Miss { stack, epoch, regs, pcs, bytes, continues } = miss;
+        let Miss { stack, epoch, regs, pcs, bytes, continues, walked } = miss;
         let miss = Unwalked {
             stack: *stack,
             epoch: *epoch,
             regs: *regs,
             pcs: pcs.clone().collect(),
             bytes: bytes.to_vec(),
+            walked: *walked,
         };
         if *continues {
             self.unfinished.insert(miss.stack, (Instant::now(), miss));
@@ -103,11 +112,43 @@ impl Learner {
             self.forget(&mut stacks.space);
             self.epoch = miss.epoch;
         }
-        let (pcs, end) = self.walk(miss, &mut stacks.space);
+        let (pcs, end) = match miss.walked {
+            Some(end) => (miss.pcs.clone(), end),
+            None => self.walk(&miss.pcs, &miss.copy(), miss.regs, &mut stacks.space),
+        };
         // Where only the rows are wanted there is no allocation to file the stack for.
-        if miss.stack != 0 {
-            stacks.insert(self.pid, miss.stack, pcs.into_iter(), end);
+        if miss.stack != 0 && !stacks.is_known(miss.stack) {
+            stacks.insert(self.pid, miss.stack, pcs.iter().copied(), end);
+            self.keep(miss, &pcs, end, &mut stacks.space);
         }
+    }
+
+    /// Keeps a walk in the file for that, if there is one.
+    fn keep(&mut self, miss: &Unwalked, pcs: &[u64], end: WalkEnd, space: &mut AddressSpace) {
+        if self.capture.is_none() {
+            return;
+        }
+        let by_kernel = miss.walked.is_some();
+        let from = if by_kernel { 0 } else { miss.pcs.len().saturating_sub(1) };
+        let copy = miss.copy();
+        // Most of a copy lies above the outermost frame.
+        let (_, again) = self.walk(&[], &copy, miss.regs, space);
+        let needed = if again == WalkEnd::Whole { copy.read_bytes.get() } else { miss.bytes.len() };
+        let walked = Walked {
+            by_kernel,
+            regs: miss.regs,
+            pcs: pcs.get(from..).unwrap_or_default(),
+            end,
+            bytes: miss.bytes.get(..needed).unwrap_or_default(),
+        };
+        if let Some(capture) = &mut self.capture {
+            capture.keep(&walked, space);
+        }
+    }
+
+    /// Ends the file of stacks, if there is one.
+    pub(super) fn finish_capture(&mut self) -> Result<(), CaptureError> {
+        self.capture.take().map_or(Ok(()), Capture::finish)
     }
 
     /// Takes back everything that was taught: addresses have changed their meaning.
@@ -123,16 +164,21 @@ impl Learner {
         self.teaching.set_trampoline(self.pid, trampoline);
     }
 
-    fn walk(&mut self, miss: &Unwalked, space: &mut AddressSpace) -> (Vec<u64>, WalkEnd) {
-        let copy = StackCopy { start: miss.regs.sp, bytes: &miss.bytes };
-        let mut pcs = miss.pcs.clone();
-        let mut regs = miss.regs;
+    /// Walks on behind `pcs`, the last of which is at `regs`.
+    fn walk(
+        &mut self,
+        pcs: &[u64],
+        copy: &StackCopy<'_>,
+        mut regs: Regs,
+        space: &mut AddressSpace,
+    ) -> (Vec<u64>, WalkEnd) {
+        let mut pcs = pcs.to_vec();
         loop {
             let row = self.row(regs.pc, space);
-            match step(row, &regs, &copy) {
+            match step(row, &regs, copy) {
                 Ok(_) if pcs.len() >= self.depth => return (pcs, WalkEnd::Cut),
                 Ok(caller) => regs = caller,
-                Err(WalkEnd::Unreadable) if ends_early(&miss.bytes) => return (pcs, WalkEnd::CopyEnds),
+                Err(WalkEnd::Unreadable) if ends_early(copy.bytes) => return (pcs, WalkEnd::CopyEnds),
                 Err(end) => return (pcs, end),
             }
             pcs.push(regs.pc);
@@ -158,6 +204,13 @@ struct Unwalked {
     regs: Regs,
     pcs: Vec<u64>,
     bytes: Vec<u8>,
+    walked: Option<WalkEnd>,
+}
+
+impl Unwalked {
+    fn copy(&self) -> StackCopy<'_> {
+        StackCopy { start: self.regs.sp, bytes: &self.bytes, read_bytes: Cell::default() }
+    }
 }
 
 /// Whether a copy has a size at which the kernel stops copying, whatever comes behind it.
@@ -169,12 +222,16 @@ fn ends_early(bytes: &[u8]) -> bool {
 struct StackCopy<'bytes> {
     start: u64,
     bytes: &'bytes [u8],
+    /// How much of it was read: up to here from its beginning.
+    read_bytes: Cell<usize>,
 }
 
 impl StackCopy<'_> {
     fn read<const COUNT: usize>(&self, address: u64) -> Option<[u8; COUNT]> {
         let offset = usize::try_from(address.checked_sub(self.start)?).ok()?;
-        self.bytes.get(offset..)?.first_chunk().copied()
+        let read = self.bytes.get(offset..)?.first_chunk().copied()?;
+        self.read_bytes.set(self.read_bytes.get().max(offset.saturating_add(COUNT)));
+        Some(read)
     }
 }
 
@@ -195,12 +252,13 @@ mod tests {
     #[test]
     fn words_are_read_inside_the_copy_only() {
         let bytes: Vec<u8> = (0..24).collect();
-        let copy = StackCopy { start: 0x1000, bytes: &bytes };
+        let copy = StackCopy { start: 0x1000, bytes: &bytes, read_bytes: Cell::default() };
         assert_eq!(copy.read_word(0x1000), Some(0x0706_0504_0302_0100));
         assert_eq!(copy.read_pair(0x1008).map(|pair| pair[1]), copy.read_word(0x1010));
         assert_eq!(copy.read_word(0xfff), None);
         assert_eq!(copy.read_word(0x1011), None);
         assert_eq!(copy.read_pair(0x1010), None);
         assert_eq!(copy.read_pair(u64::MAX), None);
+        assert_eq!(copy.read_bytes.get(), 24);
     }
 }

@@ -10,6 +10,8 @@ mod stacks;
 
 mod records;
 
+pub mod capture;
+
 mod learn;
 
 mod drain;

@@ -15,6 +15,7 @@ use profiler_common::{
 
 use super::{
     attach::{AttachError, Probes, attach, attach_lifecycle, attach_loader},
+    capture::{Capture, CaptureError},
     drain::{Drain, Notice},
     kernel::{Capacities, Kernel, KernelError, Targets, map_refused},
     learn::Learner,
@@ -93,11 +94,13 @@ pub struct Recording {
 impl Recording {
     /// Attaches to every allocator of the process and begins to count.
     ///
-    /// `diagnostics` lets the kernel side write a log. `on_notice` is called from a thread of its own.
+    /// `diagnostics` lets the kernel side write a log. Every new stack is kept in `capture`, with the memory that it was
+    /// walked in. `on_notice` is called from a thread of its own.
     pub fn start(
         process: Process,
         capacities: &Capacities,
         diagnostics: bool,
+        capture: Option<Capture>,
         on_notice: impl FnMut(Notice) + Send + 'static,
     ) -> Result<Self, RecordError> {
         let pid = process.pid();
@@ -114,7 +117,8 @@ impl Recording {
         let (mut kernel, mut targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
         let probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
-        let mut learner = Learner::new(pid, capacities.stack_depth, teaching);
+        let is_witnessed = capture.is_some();
+        let mut learner = Learner::new(pid, capacities.stack_depth, teaching, capture);
         learner.prepare(&space);
         let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
@@ -124,7 +128,7 @@ impl Recording {
             .map_err(map_refused("TOTALS"))?;
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
-        targets.insert(pid, capacities.stack_depth)?;
+        targets.insert(pid, capacities.stack_depth, is_witnessed)?;
         Ok(Self {
             process,
             findings,
@@ -225,10 +229,14 @@ impl Recording {
     }
 
     /// Stops counting, all functions at once, begins to take the probes out, and reads the ring buffer to its end. The numbers stay readable.
-    pub fn stop(&self) {
+    ///
+    /// # Errors
+    ///
+    /// Fails where the file of stacks could not be written; everything else is as without one.
+    pub fn stop(&self) -> Result<(), CaptureError> {
         let mut ended = lock(&self.ended);
         if ended.is_some() {
-            return;
+            return Ok(());
         }
         lock(&self.targets).remove(self.process.pid());
         *ended = Some(self.began.elapsed());
@@ -236,13 +244,14 @@ impl Recording {
         let probes = std::mem::take(&mut *lock(&self.probes));
         *lock(&self.detaching) =
             std::thread::Builder::new().name("heaptap-detach".to_owned()).spawn(move || drop(probes)).ok();
-        self.drain.finish();
+        self.drain.finish()
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.stop();
+        // Whoever wants to know of an error has stopped it.
+        let _ = self.stop();
         if let Some(detaching) = lock(&self.detaching).take()
             && detaching.join().is_err()
         {

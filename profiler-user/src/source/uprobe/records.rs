@@ -39,6 +39,9 @@ pub(super) struct Miss<'bytes> {
     pub(super) bytes: &'bytes [u8],
     /// Whether more of it follows.
     pub(super) continues: bool,
+    /// How the kernel's walk ended, where it walked the stack itself and wants the walk to be seen: then the registers are
+    /// those at the first of `pcs`.
+    pub(super) walked: Option<WalkEnd>,
 }
 
 /// The 64-bit words of a byte slice.
@@ -79,11 +82,15 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             )?,
             end: WalkEnd::from_raw(half(bytes, offset_of!(StackEvent<1>, end))?)?,
         }),
-        EventKind::Miss => {
+        EventKind::Miss | EventKind::Witness => {
             let size = |field| usize::try_from(half(bytes, field)?).ok();
             let room = size(offset_of!(SmallMiss, frames))?.checked_mul(size_of::<u64>())?;
             let copied = bytes.get(offset_of!(SmallMiss, pcs).checked_add(room)?..)?;
             let regs = offset_of!(SmallMiss, regs);
+            let walked = match kind {
+                EventKind::Witness => Some(WalkEnd::from_raw(half(bytes, offset_of!(SmallMiss, end))?)?),
+                _ => None,
+            };
             Some(Record::Miss(Miss {
                 stack: word(bytes, offset_of!(SmallMiss, stack))?,
                 epoch: half(bytes, offset_of!(SmallMiss, epoch))?,
@@ -95,6 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 pcs: words(bytes, offset_of!(SmallMiss, pcs), half(bytes, offset_of!(SmallMiss, depth))?)?,
                 bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
                 continues: half(bytes, offset_of!(SmallMiss, continues))? != 0,
+                walked,
             }))
         }
     }

@@ -33,7 +33,7 @@ impl StackTable {
         pcs: impl Iterator<Item = u64> + Clone,
         end: WalkEnd,
     ) {
-        if self.by_hash.contains_key(&hash) {
+        if self.is_known(hash) {
             return;
         }
         let is_unknown = |address| self.space.find(lookup(address)).is_none();
@@ -52,6 +52,11 @@ impl StackTable {
         self.by_hash.insert(hash, index);
     }
 
+    /// Whether a stack was filed under this hash.
+    pub(super) fn is_known(&self, hash: u64) -> bool {
+        self.by_hash.contains_key(&hash)
+    }
+
     /// The place of the stack with this hash in [`StackTable::stacks`].
     pub(super) fn find(&self, hash: u64) -> Option<usize> {
         self.by_hash.get(&hash).copied()
@@ -63,7 +68,7 @@ impl StackTable {
 }
 
 /// The address to look a return address up by: it may already belong to the next function, or to nothing.
-const fn lookup(return_address: u64) -> u64 {
+pub(super) const fn lookup(return_address: u64) -> u64 {
     return_address.saturating_sub(1)
 }
 
