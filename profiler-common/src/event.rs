@@ -88,10 +88,14 @@ pub struct MissEvent<const FRAMES: usize, const BYTES: usize> {
     pub length: u32,
     /// Number of frames that `pcs` has room for.
     pub frames: u32,
-    /// 1 where [`ChunkEvent`]s follow with more of the stack.
+    /// 1 where [`ChunkEvent`]s follow with more of the stack; they hold whole pages.
     pub continues: u32,
     /// How the walk ended, a [`crate::unwind::WalkEnd`].
     pub end: u32,
+    /// A bit for each page that could not be copied, the lowest for the one of the first byte.
+    pub missing: u32,
+    /// 1 where the stack goes on behind the copy.
+    pub is_cut: u32,
     /// The frames that the kernel has walked, leaf first.
     pub pcs: [u64; FRAMES],
     /// The stack from `regs.sp` on.
@@ -112,6 +116,10 @@ pub struct ChunkEvent {
     pub length: u32,
     /// 1 for the last one.
     pub is_last: u32,
+    /// A bit for each page that could not be copied, the lowest for the one of the first byte.
+    pub missing: u32,
+    /// 1 where the stack goes on behind this.
+    pub is_cut: u32,
     /// The stack, from where the one before ended.
     pub bytes: [u8; COPY_BYTES],
 }
@@ -133,7 +141,7 @@ pub struct ProcessEvent {
 }
 
 const _: () = assert!(size_of::<StackEvent<MAX_FRAMES>>() == 24 + 8 * MAX_FRAMES, "no padding");
-const _: () = assert!(size_of::<LargeMiss>() == 64 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
-const _: () = assert!(size_of::<SmallMiss>() == 64 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
-const _: () = assert!(size_of::<ChunkEvent>() == 24 + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<LargeMiss>() == 72 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<SmallMiss>() == 72 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<ChunkEvent>() == 32 + COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<ProcessEvent>() == 8, "no padding");

@@ -13,7 +13,7 @@ pub const FEW_FRAMES: usize = 48;
 /// 127 is what the kernel's own `PERF_MAX_STACK_DEPTH` has, so that profiles compare.
 pub const DEFAULT_FRAMES: u32 = 127;
 
-/// Bytes of a stack that are copied in one piece for user space to learn from.
+/// Bytes of a stack that are copied in one piece for user space to learn from; up to a page less, to the end of a page.
 ///
 /// Debian's python3 and sqlite3 stay below 16 KiB in ordinary use; a page more costs the target a quarter of a microsecond.
 pub const COPY_BYTES: usize = 8 * 4096;
@@ -21,8 +21,8 @@ pub const COPY_BYTES: usize = 8 * 4096;
 /// Pieces that may follow the first: half a MiB of stack in all.
 pub const MAX_CHUNKS: u32 = 15;
 
-/// Bytes copied of a stack while the ring buffer is filling up: most stacks of most programs are not larger.
-pub const SMALL_COPY_BYTES: usize = 2 * 4096;
+/// Bytes copied of a stack that is not larger, or while the ring buffer is filling up; up to a page less, to the end of a page.
+pub const SMALL_COPY_BYTES: usize = 3 * 4096;
 
 /// Rows that can be known at a time: return addresses on the way to an allocation.
 ///
@@ -52,14 +52,14 @@ pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.
 ///
-/// A [`StackEvent`] has half a KiB, or 4 where it is deep; a stack that is yet to be learned is a [`LargeMiss`] of 36 KiB until
-/// half of the buffer is full, and then a [`SmallMiss`] of 9: room for 450 and 1,900 of them, which is what a busy program
-/// allocates before user space gets to run.
+/// A [`StackEvent`] has half a KiB, or 4 where it is deep; a stack that is yet to be learned is a [`SmallMiss`] of 12 KiB, or a
+/// [`LargeMiss`] of 36 where it is larger, as long as half of the buffer is free: room for 450 and 1,300 of them, which is
+/// what a busy program allocates before user space gets to run.
 pub const DEFAULT_RING_BYTES: u32 = 1 << 25;
 
 const _: () = assert!(MAX_FRAMES <= u16::MAX as usize, "depths are stored in 16 bits");
 const _: () = assert!(
-    DEFAULT_RING_BYTES as usize / 2 / (size_of::<SmallMiss>() + 8) >= 1_800
+    DEFAULT_RING_BYTES as usize / 2 / (size_of::<SmallMiss>() + 8) >= 1_300
         && size_of::<StackEvent<MAX_FRAMES>>() < size_of::<LargeMiss>(),
     "a burst of new stacks at start-up must fit"
 );

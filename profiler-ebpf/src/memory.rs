@@ -1,38 +1,130 @@
 //! Reading the target's memory: never faults, fails where a page is not there.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
-use aya_ebpf::helpers::{bpf_probe_read_user, generated};
+use aya_ebpf::helpers::{
+    bpf_probe_read_user,
+    generated::{self, bpf_find_vma, bpf_get_current_task_btf, bpf_loop},
+};
 use profiler_common::unwind::ReadMemory;
 
 /// The memory of the process that runs on this CPU.
 pub struct UserMemory;
 
-/// A page, the most that is read at once.
-const PAGE_BYTES: usize = 4096;
+/// A page: it is there or it is not.
+const PAGE_BYTES: u64 = 4096;
 
-/// Copies the stack from `sp` on into `bytes`, piece by piece up to the first page that is not there; gives the length.
+/// The beginning of `struct vm_area_struct` in include/linux/mm_types.h, the same from before v5.17 to v6.18.
+#[repr(C)]
+struct Mapping {
+    start: u64,
+    end: u64,
+}
+
+/// Where a stack ends of which nobody knows.
+const UNKNOWN: u64 = u64::MAX;
+
+/// The end of the mapping that `sp` lies in, which for a thread's stack is where it began to grow; [`UNKNOWN`] where
+/// somebody is changing the mappings.
 #[inline(always)]
-pub fn copy_stack<const BYTES: usize>(bytes: *mut [u8; BYTES], sp: u64) -> u32 {
-    let piece_bytes = if BYTES < PAGE_BYTES { BYTES } else { PAGE_BYTES };
-    let mut length = 0;
-    // Written out by the compiler: the verifier then sees constant places to write to.
-    for piece in 0..BYTES / piece_bytes {
-        let from = sp.wrapping_add((piece * piece_bytes) as u64);
-        // SAFETY: the piece lies inside `bytes`.
-        let to = unsafe { bytes.cast::<u8>().add(piece * piece_bytes) };
-        if read(to, piece_bytes as u32, from) {
-            length += piece_bytes as u32;
-            continue;
-        }
-        // The stack ends somewhere in here, at the end of a page of the target's.
-        let rest = PAGE_BYTES as u32 - (from as u32 & (PAGE_BYTES as u32 - 1));
-        if rest < piece_bytes as u32 && read(to, rest, from) {
-            length += rest;
-        }
-        break;
+pub fn stack_end(sp: u64) -> u64 {
+    let mut end = 0_u64;
+    // SAFETY: the helper takes nothing, and its task is the one that runs here.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: the callback has the signature that the helper asks for, and `end` outlives the call.
+    unsafe { bpf_find_vma(task, sp, keep_end as *mut c_void, (&raw mut end).cast(), 0) };
+    if end == 0 { UNKNOWN } else { end }
+}
+
+unsafe extern "C" fn keep_end(_task: *mut c_void, mapping: *const Mapping, end: *mut u64) -> i64 {
+    // SAFETY: the kernel passes a mapping, which it keeps as it is meanwhile.
+    let found = unsafe { (*mapping).end };
+    // SAFETY: `stack_end` passes a word of its own.
+    unsafe { *end = found };
+    0
+}
+
+/// What was copied of a stack.
+#[repr(C)]
+pub struct Copied {
+    /// Where the stack goes on behind what was copied, or 0.
+    pub rest: u64,
+    /// Number of bytes, those of missing pages included.
+    pub length: u32,
+    /// A bit for each page of which nothing is there, the lowest for that of the first byte.
+    pub missing: u32,
+}
+
+/// A copy that is being made.
+#[repr(C)]
+struct Copy {
+    to: *mut u8,
+    sp: u64,
+    end: u64,
+    copied: Copied,
+}
+
+/// The part of a page from `sp` on: at least one byte, and at most a page, which the verifier can see.
+#[inline(always)]
+const fn first_part(sp: u64) -> u64 {
+    PAGE_BYTES - (sp & (PAGE_BYTES - 1))
+}
+
+/// Room for the copy of a stack: whole pages as many as fit behind the part of one that `sp` is in.
+#[inline(always)]
+const fn room<const BYTES: usize>(sp: u64) -> u64 {
+    first_part(sp) + BYTES as u64 - PAGE_BYTES
+}
+
+/// Whether `BYTES` are enough for the stack from `sp` to `end`.
+#[inline(always)]
+pub const fn holds<const BYTES: usize>(sp: u64, end: u64) -> bool {
+    end.wrapping_sub(sp) <= room::<BYTES>(sp)
+}
+
+/// Copies the stack from `sp` to `end` into `bytes`, page by page. A page that is not there is left out: where arrays lie on
+/// a stack, some were never written. Where the end is not known, that is the end.
+#[inline(always)]
+pub fn copy_stack<const BYTES: usize>(bytes: *mut [u8; BYTES], sp: u64, end: u64) -> Copied {
+    let copied = Copied { rest: 0, length: 0, missing: 0 };
+    let mut copy = Copy { to: bytes.cast(), sp, end, copied };
+    if read(bytes.cast(), first_part(sp) as u32, sp) {
+        copy.copied.length = first_part(sp) as u32;
+    } else {
+        copy.copied.missing = 1;
     }
-    length
+    let pages = (BYTES as u64 / PAGE_BYTES) as u32;
+    // SAFETY: the callback has the signature that the helper asks for, and `copy` outlives the call.
+    unsafe { bpf_loop(pages, copy_page::<BYTES> as *mut c_void, (&raw mut copy).cast(), 0) };
+    copy.copied
+}
+
+unsafe extern "C" fn copy_page<const BYTES: usize>(index: u64, copy: *mut c_void) -> i64 {
+    // SAFETY: `copy_stack` passes a `Copy` of its own.
+    let copy = unsafe { &mut *copy.cast::<Copy>() };
+    if index >= BYTES as u64 / PAGE_BYTES - 1 {
+        let behind = copy.sp.wrapping_add(room::<BYTES>(copy.sp));
+        if behind < copy.end {
+            copy.copied.length = room::<BYTES>(copy.sp) as u32;
+            copy.copied.rest = behind;
+        }
+        return 1;
+    }
+    // The verifier has to see that what is calculated from here on has this bound.
+    let index = black_box(index);
+    let first = first_part(copy.sp);
+    let from = copy.sp.wrapping_add(first).wrapping_add(index * PAGE_BYTES);
+    if from >= copy.end {
+        return 1;
+    }
+    // SAFETY: the first part is at most a page, and there is one page less than BYTES have behind it.
+    let to = unsafe { copy.to.add((first + index * PAGE_BYTES) as usize) };
+    if read(to, PAGE_BYTES as u32, from) {
+        copy.copied.length = (first + (index + 1) * PAGE_BYTES) as u32;
+        return 0;
+    }
+    copy.copied.missing |= 2 << index;
+    i64::from(copy.end == UNKNOWN)
 }
 
 #[inline(always)]

@@ -40,7 +40,7 @@ pub fn announce(ctx: &impl EbpfContext, pid_tgid: u64, regs: Regs, size_bytes: u
     let mut stack = walk.finish();
     if walk.misses_row() {
         stack = walk.provisional_id(pid_tgid);
-        if !unwind::send_miss(stack, walk.depth(), regs, tgid, target) {
+        if !unwind::send_miss(stack, &walk, regs, tgid, target) {
             count(tgid, Counter::RingFull, 1);
             stack = UNLEARNED_STACK;
         }

@@ -16,7 +16,7 @@ use profiler_common::{
 
 use crate::{
     maps::{EVENTS, ROWS},
-    memory::{UserMemory, copy_stack},
+    memory::{UserMemory, copy_stack, holds, stack_end},
 };
 
 /// A walk that is under way.
@@ -66,11 +66,6 @@ impl Walk {
         }
     }
 
-    /// Frames walked.
-    #[inline(always)]
-    pub const fn depth(&self) -> u32 {
-        self.depth
-    }
 
     /// Whether the walk stopped for want of a row.
     #[inline(always)]
@@ -150,7 +145,7 @@ unsafe extern "C" fn transcribe_frame<const FRAMES: usize>(index: u64, transcrip
 #[inline(always)]
 pub fn send_stack(stack: u64, walk: &Walk, regs: Regs, tgid: u32, target: &Target) -> bool {
     if target.is_witnessed != 0 {
-        return send_copied(EventKind::Witness, stack, regs, tgid, target);
+        return send_copied(EventKind::Witness, stack, regs, stack_end(regs.sp), tgid, target);
     }
     if walk.depth as usize <= FEW_FRAMES {
         send_stack_of::<FEW_FRAMES>(stack, regs, tgid, target)
@@ -181,28 +176,35 @@ fn send_stack_of<const FRAMES: usize>(stack: u64, regs: Regs, tgid: u32, target:
 }
 
 /// Sends what user space needs to walk the stack whose leaf is `regs` and to teach the kernel how; false when the ring
-/// buffer is full. `stack` is the id under which the allocation is counted, or 0.
+/// buffer is full. `stack` is the id under which the allocation is counted, or 0; `walk` has come as far as it could.
 ///
-/// Where records are waiting already, more are likely to come before they are read: then they are small.
+/// The record is small where the stack is. Where records are waiting already, more are likely to come before they are
+/// read: then all of them are small.
 #[inline(always)]
-pub fn send_miss(stack: u64, depth: u32, regs: Regs, tgid: u32, target: &Target) -> bool {
-    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let is_busy = waiting > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2;
-    if is_busy && depth as usize <= FEW_FRAMES {
-        let kind = EventKind::Miss;
-        return send_copy_of::<FEW_FRAMES, SMALL_COPY_BYTES>(kind, stack, regs, tgid, target).is_ok();
+pub fn send_miss(stack: u64, walk: &Walk, regs: Regs, tgid: u32, target: &Target) -> bool {
+    let from = walk.regs.sp;
+    let end = stack_end(from);
+    let kind = EventKind::Miss;
+    if walk.depth as usize <= FEW_FRAMES && (holds::<SMALL_COPY_BYTES>(from, end) || is_busy()) {
+        return send_copy_of::<FEW_FRAMES, SMALL_COPY_BYTES>(kind, stack, regs, end, tgid, target).is_ok();
     }
-    send_copied(EventKind::Miss, stack, regs, tgid, target)
+    send_copied(kind, stack, regs, end, tgid, target)
+}
+
+/// Whether half of the ring buffer is waiting to be read.
+#[inline(always)]
+fn is_busy() -> bool {
+    EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2
 }
 
 /// Sends the stack whose leaf is `regs` with all of its memory; false when the ring buffer is full.
 #[inline(always)]
-fn send_copied(kind: EventKind, stack: u64, regs: Regs, tgid: u32, target: &Target) -> bool {
-    let Ok(end) = send_copy_of::<MAX_FRAMES, COPY_BYTES>(kind, stack, regs, tgid, target) else {
+fn send_copied(kind: EventKind, stack: u64, regs: Regs, end: u64, tgid: u32, target: &Target) -> bool {
+    let Ok(rest) = send_copy_of::<MAX_FRAMES, COPY_BYTES>(kind, stack, regs, end, tgid, target) else {
         return false;
     };
-    if end != 0 {
-        send_chunks(stack, end, tgid);
+    if rest != 0 {
+        send_chunks(stack, rest, end, tgid);
     }
     true
 }
@@ -212,13 +214,14 @@ fn send_copied(kind: EventKind, stack: u64, regs: Regs, tgid: u32, target: &Targ
 struct Chunks {
     stack: u64,
     from: u64,
+    end: u64,
     tgid: u64,
 }
 
-/// Sends the stack from `from` on, piece by piece, to its end. Where the ring buffer fills up the rest is missing.
+/// Sends the stack from `from`, where a page begins, to `end`, piece by piece. Where the ring buffer fills up the rest is missing.
 #[inline(always)]
-fn send_chunks(stack: u64, from: u64, tgid: u32) {
-    let mut chunks = Chunks { stack, from, tgid: u64::from(tgid) };
+fn send_chunks(stack: u64, from: u64, end: u64, tgid: u32) {
+    let mut chunks = Chunks { stack, from, end, tgid: u64::from(tgid) };
     // SAFETY: the callback has the signature that the helper asks for, and `chunks` outlives the call.
     unsafe { bpf_loop(MAX_CHUNKS, send_chunk as *mut c_void, (&raw mut chunks).cast(), 0) };
 }
@@ -232,18 +235,20 @@ unsafe extern "C" fn send_chunk(index: u64, chunks: *mut c_void) -> i64 {
     let event: *mut ChunkEvent = entry.as_mut_ptr();
     // SAFETY: `event` is a reservation of the record's size.
     let bytes = unsafe { &raw mut (*event).bytes };
-    let length = copy_stack(bytes, chunks.from);
-    let is_last = length < COPY_BYTES as u32 || index + 1 >= u64::from(MAX_CHUNKS);
+    let copied = copy_stack(bytes, chunks.from, chunks.end);
+    let is_last = copied.rest == 0 || index + 1 >= u64::from(MAX_CHUNKS);
     // SAFETY: as above.
     unsafe {
         (*event).kind = EventKind::Chunk as u32;
         (*event).tgid = chunks.tgid as u32;
         (*event).stack = chunks.stack;
-        (*event).length = length;
+        (*event).length = copied.length;
         (*event).is_last = u32::from(is_last);
+        (*event).missing = copied.missing;
+        (*event).is_cut = u32::from(copied.rest != 0);
     }
     entry.submit(0);
-    chunks.from = chunks.from.wrapping_add(COPY_BYTES as u64);
+    chunks.from = copied.rest;
     i64::from(is_last)
 }
 
@@ -253,6 +258,7 @@ fn send_copy_of<const FRAMES: usize, const BYTES: usize>(
     kind: EventKind,
     stack: u64,
     regs: Regs,
+    stack_end: u64,
     tgid: u32,
     target: &Target,
 ) -> Result<u64, ()> {
@@ -264,8 +270,8 @@ fn send_copy_of<const FRAMES: usize, const BYTES: usize>(
     let (pcs, bytes) = unsafe { ((&raw mut (*event).pcs).cast::<u64>(), &raw mut (*event).bytes) };
     let walk = transcribe::<FRAMES>(pcs, regs, tgid, target);
     let from = if kind as u32 == EventKind::Witness as u32 { regs } else { walk.regs };
-    let length = copy_stack(bytes, from.sp);
-    let continues = BYTES == COPY_BYTES && length == BYTES as u32 && stack != 0;
+    let copied = copy_stack(bytes, from.sp, stack_end);
+    let rest = if BYTES == COPY_BYTES && stack != 0 { copied.rest } else { 0 };
     // SAFETY: as above.
     unsafe {
         (*event).kind = kind as u32;
@@ -274,13 +280,15 @@ fn send_copy_of<const FRAMES: usize, const BYTES: usize>(
         (*event).depth = walk.depth;
         (*event).epoch = target.epoch;
         (*event).regs = from;
-        (*event).length = length;
+        (*event).length = copied.length;
         (*event).frames = FRAMES as u32;
-        (*event).continues = u32::from(continues);
+        (*event).continues = u32::from(rest != 0);
         (*event).end = walk.end;
+        (*event).missing = copied.missing;
+        (*event).is_cut = u32::from(copied.rest != 0);
     }
     entry.submit(0);
-    Ok(if continues { from.sp.wrapping_add(u64::from(length)) } else { 0 })
+    Ok(rest)
 }
 
 /// A question about nesting, with what it takes to find rows.
@@ -302,7 +310,7 @@ pub fn is_inside(regs: Regs, outer_sp: u64, tgid: u32, target: &Target) -> bool 
     if walk.misses_row != 0 {
         // Nested calls are not walked otherwise, and would never be learned from. Until they are, a call is taken for one of
         // its own: should it be nested, that is counted.
-        send_miss(0, 0, regs, tgid, target);
+        send_miss(0, &Walk::new(regs, tgid, target), regs, tgid, target);
         return walk.nesting.has_arrived();
     }
     walk.nesting.is_inside()

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
 
-use profiler_common::unwind::{Row, WalkEnd};
+use profiler_common::{
+    target::is_hijacked,
+    unwind::{Row, WalkEnd},
+};
 
 use super::{
     cfi::{self, UnwindInfo},
@@ -55,6 +58,10 @@ impl RowSource {
         if space.find(call).is_none() {
             space.look_again(self.pid);
         }
+        // Nothing returns to its first byte but what the kernel has hijacked: what lies below is not what called.
+        if space.trampoline().is_some_and(|page| is_hijacked(pc, page)) {
+            return Row::stop(WalkEnd::Trampoline);
+        }
         let Some(range) = space.find(call).and_then(|index| space.ranges().get(index)) else {
             return Row::stop(WalkEnd::NoCode);
         };
@@ -64,7 +71,6 @@ impl RowSource {
                 self.file_row(*index, module, range, call)
             }
             Content::Unnamed(name) => match name.as_str() {
-                "[uprobes]" => Row::stop(WalkEnd::Trampoline),
                 "[vdso]" => self.vdso_row(range, call),
                 // Code made at run time.
                 _ => Row::FRAME_POINTER,

@@ -1,11 +1,12 @@
 //! Attaching the programs to an allocator's functions, and to nothing else.
 
-use std::{num::NonZeroU32, path::PathBuf};
+use std::{io, num::NonZeroU32, path::PathBuf};
 
 use aya::programs::{
     ProgramError, UProbe,
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
+use nix::errno::Errno;
 use profiler_common::call::Shape;
 
 use super::kernel::{Kernel, KernelError, refused};
@@ -35,6 +36,19 @@ pub enum AttachError {
         #[source]
         source: Box<ProgramError>,
     },
+}
+
+impl AttachError {
+    /// Whether the thread through which was to be attached is no longer there.
+    pub(super) fn thread_is_gone(&self) -> bool {
+        let Self::Probe { source, .. } = self else { return false };
+        let mut causes =
+            std::iter::successors(Some(&**source as &dyn std::error::Error), |error| error.source());
+        causes.any(|error| {
+            let error = error.downcast_ref::<io::Error>();
+            error.and_then(io::Error::raw_os_error) == Some(Errno::ESRCH as i32)
+        })
+    }
 }
 
 /// Probes that are in. Dropping them takes them out, which takes the kernel a tenth of a second each.

@@ -8,6 +8,8 @@ use std::{
     io::{self, BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::JoinHandle,
 };
 
 use flate2::{Compression, write::GzEncoder};
@@ -72,8 +74,8 @@ pub struct CapturedStack {
     pub ranges: Vec<Option<usize>>,
     /// How the walk ended, in words.
     pub end: String,
-    /// The stack's memory from `sp` on, in words of eight bytes.
-    pub memory: Vec<u64>,
+    /// The stack's memory from `sp` on, in words of eight bytes; `None` (null) for what could not be read.
+    pub memory: Vec<Option<u64>>,
 }
 
 /// A walk that is over.
@@ -85,18 +87,22 @@ pub(super) struct Walked<'walk> {
     pub(super) pcs: &'walk [u64],
     pub(super) end: WalkEnd,
     /// The memory from `regs.sp` on, as far as it matters.
-    pub(super) bytes: &'walk [u8],
+    pub(super) memory: Vec<Option<u64>>,
 }
 
-/// A file of stacks that is being written.
+/// Stacks that may wait to be written. What is behind it waits in memory.
+const WAITING: usize = 1 << 14;
+
+/// A file of stacks that is being written, by a thread of its own: whoever learns must not wait for it.
 #[derive(Debug)]
 pub struct Capture {
     path: PathBuf,
-    out: GzEncoder<BufWriter<File>>,
+    lines: SyncSender<Line>,
+    writer: JoinHandle<io::Result<()>>,
     /// Places in [`AddressSpace::ranges`] of those that are in the file.
     ranges: HashSet<usize>,
-    /// The first error, after which nothing is written.
-    failure: Option<io::Error>,
+    /// Lines that were not taken because too many waited or nobody writes any more.
+    lost: u64,
 }
 
 impl Capture {
@@ -106,6 +112,7 @@ impl Capture {
     ///
     /// Fails where the file is there or cannot be made.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, CaptureError> {
+        let failed = |source| CaptureError { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         options.write(true).mode(0o600);
         if overwrite {
@@ -113,32 +120,27 @@ impl Capture {
         } else {
             options.create_new(true);
         }
-        let file = options.open(path).map_err(|source| CaptureError { path: path.to_owned(), source })?;
-        let out = GzEncoder::new(BufWriter::new(file), Compression::default());
-        Ok(Self { path: path.to_owned(), out, ranges: HashSet::new(), failure: None })
+        let file = options.open(path).map_err(failed)?;
+        let (lines, waiting) = sync_channel(WAITING);
+        let writer = std::thread::Builder::new()
+            .name("heaptap-capture".to_owned())
+            .spawn(move || write(file, &waiting))
+            .map_err(failed)?;
+        Ok(Self { path: path.to_owned(), lines, writer, ranges: HashSet::new(), lost: 0 })
     }
 
     /// Keeps a stack, and the ranges that it leads through.
-    pub(super) fn keep(&mut self, walked: &Walked<'_>, space: &AddressSpace) {
-        if self.failure.is_none()
-            && let Err(error) = self.write(walked, space)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "no more stacks are kept");
-            self.failure = Some(error);
-        }
-    }
-
-    fn write(&mut self, walked: &Walked<'_>, space: &AddressSpace) -> io::Result<()> {
+    pub(super) fn keep(&mut self, walked: Walked<'_>, space: &AddressSpace) {
         let ranges: Vec<Option<usize>> = walked.pcs.iter().map(|pc| space.find(lookup(*pc))).collect();
         for id in ranges.iter().copied().flatten() {
             if self.ranges.insert(id)
                 && let Some(range) = captured_range(id, space)
             {
-                self.line(&Line::Range(range))?;
+                self.line(Line::Range(range));
             }
         }
         let Regs { pc, sp, fp } = walked.regs;
-        self.line(&Line::Stack(CapturedStack {
+        self.line(Line::Stack(CapturedStack {
             by_kernel: walked.by_kernel,
             pc,
             sp,
@@ -146,13 +148,14 @@ impl Capture {
             pcs: walked.pcs.to_vec(),
             ranges,
             end: walked.end.text().to_owned(),
-            memory: walked.bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)).collect(),
-        }))
+            memory: walked.memory,
+        }));
     }
 
-    fn line(&mut self, line: &Line) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, line)?;
-        self.out.write_all(b"\n")
+    fn line(&mut self, line: Line) {
+        if self.lines.try_send(line).is_err() {
+            self.lost += 1;
+        }
     }
 
     /// Ends the file.
@@ -160,14 +163,23 @@ impl Capture {
     /// # Errors
     ///
     /// Fails where something could not be written; what was written before is there.
-    pub fn finish(mut self) -> Result<(), CaptureError> {
-        let failure = self.failure.take();
-        let finished = self.out.finish().and_then(|out| out.into_inner().map_err(|error| error.into_error()));
-        match failure.map_or(finished, Err) {
-            Ok(_) => Ok(()),
-            Err(source) => Err(CaptureError { path: self.path, source }),
-        }
+    pub fn finish(self) -> Result<(), CaptureError> {
+        drop(self.lines);
+        let written = self.writer.join().unwrap_or_else(|_| Err(io::Error::other("the writer failed")));
+        let lost = || io::Error::other(format!("{} lines came faster than they could be written", self.lost));
+        let written = written.and_then(|()| if self.lost == 0 { Ok(()) } else { Err(lost()) });
+        written.map_err(|source| CaptureError { path: self.path, source })
     }
+}
+
+fn write(file: File, lines: &Receiver<Line>) -> io::Result<()> {
+    let mut out = GzEncoder::new(BufWriter::new(file), Compression::fast());
+    for line in lines {
+        serde_json::to_writer(&mut out, &line)?;
+        out.write_all(b"\n")?;
+    }
+    out.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(())
 }
 
 fn captured_range(id: usize, space: &AddressSpace) -> Option<CapturedRange> {
@@ -194,16 +206,17 @@ mod tests {
         let mut space = AddressSpace::default();
         space.refresh(std::process::id()).unwrap();
         let here = a_stack_is_written_behind_the_ranges_that_it_leads_through as *const () as u64 + 1;
-        let walked = Walked {
+        let pcs = [here, 5];
+        let walked = || Walked {
             by_kernel: true,
             regs: Regs { pc: here, sp: 16, fp: 0 },
-            pcs: &[here, 5],
+            pcs: &pcs,
             end: WalkEnd::Whole,
-            bytes: &[1, 0, 0, 0, 0, 0, 0, 0, 2],
+            memory: vec![Some(1), None],
         };
         let mut capture = Capture::create(&path, false).unwrap();
-        capture.keep(&walked, &space);
-        capture.keep(&walked, &space);
+        capture.keep(walked(), &space);
+        capture.keep(walked(), &space);
         capture.finish().unwrap();
         let text = BufReader::new(GzDecoder::new(File::open(&path).unwrap()));
         let lines: Vec<Line> =
@@ -211,7 +224,7 @@ mod tests {
         let [Line::Range(range), Line::Stack(first), second] = &lines[..] else { panic!("{lines:?}") };
         assert_eq!(range.name, std::env::current_exe().unwrap().to_string_lossy());
         assert_eq!((&first.pcs[..], &first.ranges[..]), (&[here, 5][..], &[Some(range.id), None][..]));
-        assert_eq!((&first.memory[..], first.end.as_str()), (&[1][..], "whole"));
+        assert_eq!((&first.memory[..], first.end.as_str()), (&[Some(1), None][..], "whole"));
         assert_eq!(*second, Line::Stack(first.clone()));
         let error = Capture::create(&path, false).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists);

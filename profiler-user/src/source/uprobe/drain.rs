@@ -143,8 +143,8 @@ impl<F: FnMut(Notice)> Worker<F> {
                         self.learner.learn(&miss, &mut stacks);
                         self.last_miss = Instant::now();
                     }
-                    Some(Record::Chunk { stack, bytes, is_last }) => {
-                        self.learner.extend(stack, bytes, is_last, &mut stacks);
+                    Some(Record::Chunk { stack, copy, is_last }) => {
+                        self.learner.extend(stack, copy, is_last, &mut stacks);
                     }
                     Some(Record::CodeAdded) => self.learner.look_around(&mut stacks.space),
                     Some(Record::CodeChange) => self.learner.forget(&mut stacks.space),

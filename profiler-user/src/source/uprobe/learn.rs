@@ -1,20 +1,17 @@
 //! Learning to walk: stacks that the kernel could not walk are walked here, and every row on the way is handed to it.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use profiler_common::{
-    limits::{COPY_BYTES, SMALL_COPY_BYTES},
-    unwind::{ReadMemory, Regs, Row, WalkEnd, step},
-};
+use profiler_common::unwind::{Regs, Row, WalkEnd, step};
 
 use super::{
     capture::{Capture, CaptureError, Walked},
+    copy::StackCopy,
     kernel::Teaching,
-    records::Miss,
+    records::{Copied, Miss},
     stacks::StackTable,
 };
 use crate::target::{maps::AddressSpace, rows::RowSource};
@@ -56,13 +53,13 @@ impl Learner {
 
     /// Walks a stack to its end, files it, and teaches every row on the way; later, where more of it follows.
     pub(super) fn learn(&mut self, miss: &Miss<'_>, stacks: &mut StackTable) {
-        let Miss { stack, epoch, regs, pcs, bytes, continues, walked } = miss;
+        let Miss { stack, epoch, regs, pcs, copy, continues, walked } = miss;
         let miss = Unwalked {
             stack: *stack,
             epoch: *epoch,
             regs: *regs,
             pcs: pcs.clone().collect(),
-            bytes: bytes.to_vec(),
+            copy: StackCopy::new(regs.sp, *copy),
             walked: *walked,
         };
         if *continues {
@@ -73,9 +70,9 @@ impl Learner {
     }
 
     /// Takes more of a stack.
-    pub(super) fn extend(&mut self, stack: u64, bytes: &[u8], is_last: bool, stacks: &mut StackTable) {
+    pub(super) fn extend(&mut self, stack: u64, copy: Copied<'_>, is_last: bool, stacks: &mut StackTable) {
         let Some((_, miss)) = self.unfinished.get_mut(&stack) else { return };
-        miss.bytes.extend_from_slice(bytes);
+        miss.copy.extend(copy);
         if is_last && let Some((_, miss)) = self.unfinished.remove(&stack) {
             self.file(&miss, stacks);
         }
@@ -114,7 +111,7 @@ impl Learner {
         }
         let (pcs, end) = match miss.walked {
             Some(end) => (miss.pcs.clone(), end),
-            None => self.walk(&miss.pcs, &miss.copy(), miss.regs, &mut stacks.space),
+            None => self.walk(&miss.pcs, &miss.copy, miss.regs, &mut stacks.space),
         };
         // Where only the rows are wanted there is no allocation to file the stack for.
         if miss.stack != 0 && !stacks.is_known(miss.stack) {
@@ -130,19 +127,14 @@ impl Learner {
         }
         let by_kernel = miss.walked.is_some();
         let from = if by_kernel { 0 } else { miss.pcs.len().saturating_sub(1) };
-        let copy = miss.copy();
         // Most of a copy lies above the outermost frame.
-        let (_, again) = self.walk(&[], &copy, miss.regs, space);
-        let needed = if again == WalkEnd::Whole { copy.read_bytes.get() } else { miss.bytes.len() };
-        let walked = Walked {
-            by_kernel,
-            regs: miss.regs,
-            pcs: pcs.get(from..).unwrap_or_default(),
-            end,
-            bytes: miss.bytes.get(..needed).unwrap_or_default(),
-        };
+        miss.copy.forget_what_was_read();
+        let (_, again) = self.walk(&[], &miss.copy, miss.regs, space);
+        let memory = if again == WalkEnd::Whole { miss.copy.words_read() } else { miss.copy.words() };
+        let walked =
+            Walked { by_kernel, regs: miss.regs, pcs: pcs.get(from..).unwrap_or_default(), end, memory };
         if let Some(capture) = &mut self.capture {
-            capture.keep(&walked, space);
+            capture.keep(walked, space);
         }
     }
 
@@ -168,7 +160,7 @@ impl Learner {
     fn walk(
         &mut self,
         pcs: &[u64],
-        copy: &StackCopy<'_>,
+        copy: &StackCopy,
         mut regs: Regs,
         space: &mut AddressSpace,
     ) -> (Vec<u64>, WalkEnd) {
@@ -178,7 +170,7 @@ impl Learner {
             match step(row, &regs, copy) {
                 Ok(_) if pcs.len() >= self.depth => return (pcs, WalkEnd::Cut),
                 Ok(caller) => regs = caller,
-                Err(WalkEnd::Unreadable) if ends_early(copy.bytes) => return (pcs, WalkEnd::CopyEnds),
+                Err(WalkEnd::Unreadable) if copy.was_missed() => return (pcs, WalkEnd::CopyEnds),
                 Err(end) => return (pcs, end),
             }
             pcs.push(regs.pc);
@@ -203,62 +195,6 @@ struct Unwalked {
     epoch: u32,
     regs: Regs,
     pcs: Vec<u64>,
-    bytes: Vec<u8>,
+    copy: StackCopy,
     walked: Option<WalkEnd>,
-}
-
-impl Unwalked {
-    fn copy(&self) -> StackCopy<'_> {
-        StackCopy { start: self.regs.sp, bytes: &self.bytes, read_bytes: Cell::default() }
-    }
-}
-
-/// Whether a copy has a size at which the kernel stops copying, whatever comes behind it.
-fn ends_early(bytes: &[u8]) -> bool {
-    bytes.len() == SMALL_COPY_BYTES || (!bytes.is_empty() && bytes.len().is_multiple_of(COPY_BYTES))
-}
-
-/// A copy of a part of a stack.
-struct StackCopy<'bytes> {
-    start: u64,
-    bytes: &'bytes [u8],
-    /// How much of it was read: up to here from its beginning.
-    read_bytes: Cell<usize>,
-}
-
-impl StackCopy<'_> {
-    fn read<const COUNT: usize>(&self, address: u64) -> Option<[u8; COUNT]> {
-        let offset = usize::try_from(address.checked_sub(self.start)?).ok()?;
-        let read = self.bytes.get(offset..)?.first_chunk().copied()?;
-        self.read_bytes.set(self.read_bytes.get().max(offset.saturating_add(COUNT)));
-        Some(read)
-    }
-}
-
-impl ReadMemory for StackCopy<'_> {
-    fn read_word(&self, address: u64) -> Option<u64> {
-        self.read(address).map(u64::from_ne_bytes)
-    }
-
-    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        Some([self.read_word(address)?, self.read_word(address.checked_add(8)?)?])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_read_inside_the_copy_only() {
-        let bytes: Vec<u8> = (0..24).collect();
-        let copy = StackCopy { start: 0x1000, bytes: &bytes, read_bytes: Cell::default() };
-        assert_eq!(copy.read_word(0x1000), Some(0x0706_0504_0302_0100));
-        assert_eq!(copy.read_pair(0x1008).map(|pair| pair[1]), copy.read_word(0x1010));
-        assert_eq!(copy.read_word(0xfff), None);
-        assert_eq!(copy.read_word(0x1011), None);
-        assert_eq!(copy.read_pair(0x1010), None);
-        assert_eq!(copy.read_pair(u64::MAX), None);
-        assert_eq!(copy.read_bytes.get(), 24);
-    }
 }

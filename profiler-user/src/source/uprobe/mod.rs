@@ -12,6 +12,8 @@ mod records;
 
 pub mod capture;
 
+mod copy;
+
 mod learn;
 
 mod drain;

@@ -265,6 +265,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Threads through which to try to attach, before it is taken for an error.
+const TRIES: u32 = 1000;
+
 fn attach_to(
     kernel: &mut Kernel,
     process: &Process,
@@ -272,11 +275,20 @@ fn attach_to(
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = ProcessError::Gone { pid: process.pid() };
-    let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
-        return Err(gone.into());
+    let mut tries = TRIES;
+    let (mut probes, thread) = loop {
+        let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
+            return Err(gone.into());
+        };
+        tries -= 1;
+        match attach(kernel, &findings.allocators, space, thread) {
+            Ok(probes) => break (probes, thread),
+            Err(_) if process.has_ended() => return Err(gone.into()),
+            // Of a process that is ending, one thread after the other goes.
+            Err(error) if error.thread_is_gone() && tries > 0 => {}
+            Err(error) => return Err(error.into()),
+        }
     };
-    let mut probes = attach(kernel, &findings.allocators, space, thread)
-        .map_err(|error| if process.has_ended() { RecordError::from(gone) } else { error.into() })?;
     if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
         tracing::warn!(%error, "libraries that are unloaded will not be noticed");
     }

@@ -18,7 +18,7 @@ pub(super) enum Record<'bytes> {
     /// Something about the process as a whole.
     Notice(Notice),
     /// More of the stack of a miss.
-    Chunk { stack: u64, bytes: &'bytes [u8], is_last: bool },
+    Chunk { stack: u64, copy: Copied<'bytes>, is_last: bool },
     /// Code was or is about to be unmapped.
     CodeChange,
     /// Code was added.
@@ -36,12 +36,22 @@ pub(super) struct Miss<'bytes> {
     /// The frames walked, leaf first.
     pub(super) pcs: Words<'bytes>,
     /// The stack from `regs.sp` on.
-    pub(super) bytes: &'bytes [u8],
+    pub(super) copy: Copied<'bytes>,
     /// Whether more of it follows.
     pub(super) continues: bool,
     /// How the kernel's walk ended, where it walked the stack itself and wants the walk to be seen: then the registers are
     /// those at the first of `pcs`.
     pub(super) walked: Option<WalkEnd>,
+}
+
+/// A copied piece of a stack.
+#[derive(Clone, Copy)]
+pub(super) struct Copied<'bytes> {
+    pub(super) bytes: &'bytes [u8],
+    /// A bit for each page that is missing in `bytes`, the lowest for that of the first byte.
+    pub(super) missing: u32,
+    /// Whether the stack goes on behind it.
+    pub(super) is_cut: bool,
 }
 
 /// The 64-bit words of a byte slice.
@@ -69,7 +79,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
             let length = usize::try_from(half(bytes, offset_of!(ChunkEvent, length))?).ok()?;
             Some(Record::Chunk {
                 stack: word(bytes, offset_of!(ChunkEvent, stack))?,
-                bytes: bytes.get(offset_of!(ChunkEvent, bytes)..)?.get(..length)?,
+                copy: Copied {
+                    bytes: bytes.get(offset_of!(ChunkEvent, bytes)..)?.get(..length)?,
+                    missing: half(bytes, offset_of!(ChunkEvent, missing))?,
+                    is_cut: half(bytes, offset_of!(ChunkEvent, is_cut))? != 0,
+                },
                 is_last: half(bytes, offset_of!(ChunkEvent, is_last))? != 0,
             })
         }
@@ -100,7 +114,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                     fp: word(bytes, regs + offset_of!(Regs, fp))?,
                 },
                 pcs: words(bytes, offset_of!(SmallMiss, pcs), half(bytes, offset_of!(SmallMiss, depth))?)?,
-                bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
+                copy: Copied {
+                    bytes: copied.get(..size(offset_of!(SmallMiss, length))?)?,
+                    missing: half(bytes, offset_of!(SmallMiss, missing))?,
+                    is_cut: half(bytes, offset_of!(SmallMiss, is_cut))? != 0,
+                },
                 continues: half(bytes, offset_of!(SmallMiss, continues))? != 0,
                 walked,
             }))
