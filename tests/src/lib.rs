@@ -25,3 +25,7 @@ pub mod ledger;
 pub mod chains;
 
 pub mod pprof;
+
+pub mod debian;
+
+pub mod oracle;

@@ -31,6 +31,24 @@ fn a_process_that_does_not_exist() {
 }
 
 #[test]
+fn a_file_of_stacks_that_is_there_already() {
+    let mut guest = Guest::start("churn");
+    let folder = tempfile::tempdir().expect("a folder for the files");
+    let [stacks, output] = ["stacks", "heap.pb.gz"].map(|name| folder.path().join(name));
+    fs::write(&stacks, "of another day").expect("it can be written");
+    let pid = guest.pid().to_string();
+    let arguments =
+        ["record", "--pid", &pid, "--output", path_str(&output), "--capture-stacks", path_str(&stacks)];
+    let outcome = heaptap::run(arguments);
+    outcome.assert_refused(path_str(&stacks));
+    assert!(outcome.stderr.contains("--force"), "{outcome:#?}");
+    assert_eq!(fs::read_to_string(&stacks).expect("it stays"), "of another day");
+    assert!(!output.exists(), "nothing was recorded");
+    guest.command("stop");
+    guest.exit();
+}
+
+#[test]
 fn a_process_that_has_ended_but_was_not_waited_for() {
     let mut guest = Guest::start("ends");
     guest.send("end _exit");

@@ -69,6 +69,13 @@ pub(crate) const BUSYBOX: Need = Need {
     purpose: "starts the machine in which kernels are tested",
 };
 
+/// gdb, a second unwinder.
+pub(crate) const GDB: Need = Need {
+    sign: Sign::Program("gdb"),
+    package: "gdb",
+    purpose: "walks the stacks that heaptap has walked, to compare",
+};
+
 /// Go, for its pprof.
 pub(crate) const GO: Need = Need {
     sign: Sign::Program("go"),

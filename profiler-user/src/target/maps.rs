@@ -65,6 +65,13 @@ impl Module {
 }
 
 impl AddressSpace {
+    /// An address space in which nobody lives, for stacks that were kept: all of `ranges` are mapped.
+    pub fn of(modules: Vec<Module>, ranges: Vec<Range>) -> Self {
+        let mut current: Vec<usize> = (0..ranges.len()).collect();
+        current.sort_by_key(|&index| ranges.get(index).map(|range| range.start));
+        Self { modules, ranges, current, ..Self::default() }
+    }
+
     /// Looks at the process's mappings; what was seen before stays.
     pub fn refresh(&mut self, pid: u32) -> Result<(), ProcessError> {
         let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;

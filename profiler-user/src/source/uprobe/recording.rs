@@ -74,6 +74,9 @@ pub struct Vitals {
     pub losses: u64,
 }
 
+/// How long a snapshot waits for stacks that are on their way.
+const ARRIVAL: Duration = Duration::from_millis(200);
+
 /// A recording that is under way. Dropping it detaches.
 pub struct Recording {
     process: Process,
@@ -199,8 +202,7 @@ impl Recording {
             let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
             (totals_of(&kernel)?, counters)
         };
-        // Stacks are read after the counts, so that those of the entries have mostly arrived.
-        let table = self.drain.stacks();
+        let table = self.stacks_of(&entries);
         let entries = entries
             .into_iter()
             .filter(|(_, totals)| totals.alloc_objects != 0)
@@ -226,6 +228,23 @@ impl Recording {
             unprobed: self.findings.unprobed(&table.space),
             counters,
         })
+    }
+
+    /// The stacks seen so far, once those of the entries have arrived. Some never do, if the ring buffer was full.
+    fn stacks_of(&self, entries: &[(TotalsKey, Totals)]) -> MutexGuard<'_, StackTable> {
+        let deadline = Instant::now() + ARRIVAL;
+        loop {
+            let table = self.drain.stacks();
+            let has_arrived = |(key, totals): &(TotalsKey, Totals)| {
+                let is_stack = ![OVERFLOW_STACK, UNLEARNED_STACK].contains(&key.stack);
+                totals.alloc_objects == 0 || !is_stack || table.is_known(key.stack)
+            };
+            if entries.iter().all(has_arrived) || Instant::now() >= deadline {
+                return table;
+            }
+            drop(table);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Stops counting, all functions at once, begins to take the probes out, and reads the ring buffer to its end. The numbers stay readable.
