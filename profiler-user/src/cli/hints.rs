@@ -103,7 +103,7 @@ fn record(pid: u32, error: &RecordError) -> String {
         RecordError::NoAllocator { .. } => format!(
             "heaptap knows glibc's allocator in a shared library so far; `heaptap inspect --pid {pid}` shows what the process has"
         ),
-        RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) => {
+        RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) | RecordError::Drained => {
             "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says"
                 .to_owned()
         }

@@ -258,8 +258,8 @@ mod tests {
         let frame = |address| RawFrame { address, range: None };
         let mut heap = RawHeap::empty();
         heap.stacks = vec![
-            RawStack { frames: vec![frame(0x11), frame(0x21)], end: WalkEnd::Whole },
-            RawStack { frames: vec![frame(0x11)], end: WalkEnd::Cut },
+            RawStack { frames: [frame(0x11), frame(0x21)].into(), end: WalkEnd::Whole },
+            RawStack { frames: [frame(0x11)].into(), end: WalkEnd::Cut },
         ];
         heap.entries = vec![
             entry(StackRef::Known(0), 4, 400, 1),
@@ -294,7 +294,7 @@ mod tests {
     fn addresses_are_those_of_the_calls() {
         let mut heap = RawHeap::empty();
         let frames = vec![RawFrame { address: 0x1005, range: None }];
-        heap.stacks = vec![RawStack { frames, end: WalkEnd::Whole }];
+        heap.stacks = vec![RawStack { frames: frames.into(), end: WalkEnd::Whole }];
         heap.entries = vec![entry(StackRef::Known(0), 1, 1, 0)];
         let profile = profile(&heap, &Names::default()).unwrap();
         assert_eq!(profile.location[0].address, 0x1004);

@@ -6,7 +6,10 @@ pub mod uprobe;
 
 pub mod health;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
 
@@ -63,7 +66,7 @@ impl RawHeap {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RawStack {
     /// Its frames, leaf first.
-    pub frames: Vec<RawFrame>,
+    pub frames: Arc<[RawFrame]>,
     /// How the walk ended.
     pub end: WalkEnd,
 }

@@ -50,7 +50,7 @@ impl Names {
     pub fn resolve(&mut self, heap: &RawHeap) {
         self.meet(heap.pid);
         let mut wanted: HashMap<usize, BTreeSet<u64>> = HashMap::new();
-        for frame in heap.stacks.iter().flat_map(|stack| &stack.frames) {
+        for frame in heap.stacks.iter().flat_map(|stack| stack.frames.iter()) {
             let Some((module, offset)) = place(frame, heap.space.ranges()) else { continue };
             if !self.lines.contains_key(&(module, offset)) {
                 wanted.entry(module).or_default().insert(offset);
@@ -64,7 +64,7 @@ impl Names {
                 self.lines.insert((index, offset), found.next().unwrap_or_default());
             }
         }
-        let made = heap.stacks.iter().flat_map(|stack| &stack.frames);
+        let made = heap.stacks.iter().flat_map(|stack| stack.frames.iter());
         let made: BTreeSet<u64> = made
             .filter(|frame| may_be_made(frame, heap))
             .filter_map(|frame| frame.address.checked_sub(1))
@@ -158,7 +158,7 @@ mod tests {
         let address = a_function_of_ours as fn() -> u64 as usize as u64 + 1;
         let known = RawFrame { address, range: space.find(address) };
         let outside = RawFrame { address: 1, range: None };
-        let stack = RawStack { frames: vec![known, outside], end: WalkEnd::Whole };
+        let stack = RawStack { frames: [known, outside].into(), end: WalkEnd::Whole };
         let heap = RawHeap { stacks: vec![stack], space, ..RawHeap::empty() };
         let mut names = Names::default();
         names.resolve(&heap);
@@ -179,7 +179,7 @@ mod tests {
         let mut names = Names::new(std::process::id(), Options::default());
         names.root = Some(Root::at(directory.path()).unwrap());
         let frame = RawFrame { address: 0x1009, range: None };
-        let stack = RawStack { frames: vec![frame], end: WalkEnd::Whole };
+        let stack = RawStack { frames: [frame].into(), end: WalkEnd::Whole };
         let heap = RawHeap { pid: u32::MAX, stacks: vec![stack], ..RawHeap::empty() };
         names.resolve(&heap);
         assert_eq!(names.lines(&frame, &[])[0].function.name, "made");

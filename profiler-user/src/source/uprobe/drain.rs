@@ -3,7 +3,10 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -33,11 +36,23 @@ pub enum Notice {
     },
 }
 
+/// A question about the stacks seen so far.
+type Question = Box<dyn FnOnce(&StackTable) + Send>;
+
+/// What a thread that has ended leaves.
+type Left = (StackTable, Result<(), CaptureError>);
+
 /// The thread that drains. Stopped, and its buffers read to their end, by [`Drain::finish`] or by dropping it.
 pub(super) struct Drain {
-    stacks: Arc<Mutex<StackTable>>,
-    stop: Arc<OwnedFd>,
-    thread: Mutex<Option<JoinHandle<Result<(), CaptureError>>>>,
+    /// Written to when there is a question, or when nobody will ask one any more.
+    wake: Arc<OwnedFd>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Running(Sender<Question>, JoinHandle<Left>),
+    Ended(Box<StackTable>),
+    Failed,
 }
 
 impl Drain {
@@ -50,42 +65,71 @@ impl Drain {
         on_notice: impl FnMut(Notice) + Send + 'static,
     ) -> io::Result<Self> {
         let knows_trampoline = stacks.space.trampoline().is_some();
-        let stacks = Arc::new(Mutex::new(stacks));
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (ask, questions) = channel();
         let mut worker = Worker {
             rings,
             pid,
             learner,
             last_miss: Instant::now(),
             knows_trampoline,
-            stacks: Arc::clone(&stacks),
+            stacks,
             on_notice,
+            wake: Arc::clone(&wake),
+            questions,
         };
-        let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("heaptap-drain".to_owned()).spawn(move || {
-            worker.run(&stopped);
-            worker.learner.finish_capture()
+            worker.run();
+            (worker.stacks, worker.learner.finish_capture())
         })?;
-        Ok(Self { stacks, stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self { wake, state: Mutex::new(State::Running(ask, thread)) })
     }
 
-    /// The stacks seen so far.
-    pub(super) fn stacks(&self) -> MutexGuard<'_, StackTable> {
-        // The table is whole between two records, whatever happened to the thread.
-        self.stacks.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The answer to a question about the stacks seen so far, of which none is missing that was sent before; `None` where
+    /// the thread has failed.
+    ///
+    /// The thread itself answers: nobody who waits for a processor may keep it from its work by a lock.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&StackTable) -> T + Send + 'static,
+    ) -> Option<T> {
+        match &*lock(&self.state) {
+            State::Running(ask, _) => {
+                let (answer, answered) = channel();
+                // Failing means that nobody waits for the answer.
+                let question = move |stacks: &StackTable| drop(answer.send(question(stacks)));
+                ask.send(Box::new(question)).ok()?;
+                self.wake();
+                answered.recv().ok()
+            }
+            State::Ended(stacks) => Some(question(stacks)),
+            State::Failed => None,
+        }
     }
 
     /// Reads the buffers to their end and stops; an error where the file of stacks could not be written.
     pub(super) fn finish(&self) -> Result<(), CaptureError> {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return Ok(()) };
-        if rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()).is_err() {
+        let mut state = lock(&self.state);
+        let (ask, thread) = match std::mem::replace(&mut *state, State::Failed) {
+            State::Running(ask, thread) => (ask, thread),
+            other => {
+                *state = other;
+                return Ok(());
+            }
+        };
+        drop(ask);
+        self.wake();
+        let Ok((stacks, captured)) = thread.join() else {
+            tracing::error!("the drain thread failed: stacks are missing");
             return Ok(());
-        }
-        thread.join().unwrap_or_else(|_| {
-            tracing::error!("the drain thread failed: stacks may be missing");
-            Ok(())
-        })
+        };
+        *state = State::Ended(Box::new(stacks));
+        captured
+    }
+
+    fn wake(&self) {
+        // Failing means that it was woken very often and has yet to look.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
     }
 }
 
@@ -94,6 +138,11 @@ impl Drop for Drain {
         // Whoever wants to know of an error has asked.
         let _ = self.finish();
     }
+}
+
+/// The state is whole between two calls, whatever happened to the thread that made the last one.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long to wait before looking for the page of hijacked return addresses again.
@@ -116,54 +165,63 @@ struct Worker<F> {
     last_miss: Instant,
     /// Whether the kernel side was told where hijacked return addresses point.
     knows_trampoline: bool,
-    stacks: Arc<Mutex<StackTable>>,
+    stacks: StackTable,
     on_notice: F,
+    wake: Arc<OwnedFd>,
+    questions: Receiver<Question>,
 }
 
 impl<F: FnMut(Notice)> Worker<F> {
-    fn run(&mut self, stop: &OwnedFd) {
+    fn run(&mut self) {
         // Until the kernel has learned to walk a stack, each allocation costs the target more than later ones.
         if let Err(error) = setpriority_process(None, -20) {
             tracing::debug!(%error, "draining at ordinary priority");
         }
         loop {
-            let stopping = match self.wait(stop) {
-                Ok(stopping) => stopping,
-                Err(rustix::io::Errno::INTR) => continue,
+            match self.wait() {
+                Ok(()) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for the ring buffer");
-                    true
+                    return;
+                }
+            }
+            // Those who ask have seen counts whose stacks are in the buffer: the questions are taken before the records, and
+            // answered behind them.
+            let mut questions = Vec::new();
+            let is_over = loop {
+                match self.questions.try_recv() {
+                    Ok(question) => questions.push(question),
+                    Err(TryRecvError::Empty) => break false,
+                    Err(TryRecvError::Disconnected) => break true,
                 }
             };
             while let Some(record) = self.rings.events.next() {
-                let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+                let stacks = &mut self.stacks;
                 match decode(&record) {
                     Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
                     Some(Record::Miss(miss)) => {
-                        self.learner.learn(&miss, &mut stacks);
+                        self.learner.learn(&miss, stacks);
                         self.last_miss = Instant::now();
                     }
                     Some(Record::Chunk { stack, copy, is_last }) => {
-                        self.learner.extend(stack, copy, is_last, &mut stacks);
+                        self.learner.extend(stack, copy, is_last, stacks);
                     }
                     Some(Record::CodeAdded) => self.learner.look_around(&mut stacks.space),
                     Some(Record::CodeChange) => self.learner.forget(&mut stacks.space),
-                    Some(Record::Notice(notice)) => {
-                        drop(stacks);
-                        (self.on_notice)(notice);
-                    }
+                    Some(Record::Notice(notice)) => (self.on_notice)(notice),
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
                 }
             }
-            let patience = if stopping { Duration::ZERO } else { PATIENCE };
-            self.learner.give_up(patience, &mut self.stacks.lock().unwrap_or_else(PoisonError::into_inner));
+            let patience = if is_over { Duration::ZERO } else { PATIENCE };
+            self.learner.give_up(patience, &mut self.stacks);
+            questions.into_iter().for_each(|question| question(&self.stacks));
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
             if !self.knows_trampoline {
                 self.look_for_trampoline();
             }
-            if stopping {
+            if is_over {
                 return;
             }
         }
@@ -171,7 +229,7 @@ impl<F: FnMut(Notice)> Worker<F> {
 
     /// Finds the page of hijacked return addresses, which is mapped with the first of them, and tells the kernel side.
     fn look_for_trampoline(&mut self) {
-        let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let stacks = &mut self.stacks;
         // A process that has ended needs it no longer.
         if stacks.space.refresh(self.pid).is_ok()
             && let Some(trampoline) = stacks.space.trampoline()
@@ -181,10 +239,10 @@ impl<F: FnMut(Notice)> Worker<F> {
         }
     }
 
-    /// Waits for a record; true when it is time to stop.
-    fn wait(&self, stop: &OwnedFd) -> rustix::io::Result<bool> {
+    /// Waits for a record or a question.
+    fn wait(&self) -> rustix::io::Result<()> {
         let mut fds = vec![
-            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
             PollFd::from_borrowed_fd(self.rings.events.as_fd(), PollFlags::IN),
         ];
         if let Some(log) = &self.rings.log {
@@ -201,6 +259,8 @@ impl<F: FnMut(Notice)> Worker<F> {
             Some(&LOOK_AGAIN)
         };
         poll(&mut fds, timeout)?;
-        Ok(fds.first().is_some_and(|stop| !stop.revents().is_empty()))
+        // Nothing there means that something else has woken us.
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        Ok(())
     }
 }

@@ -57,6 +57,9 @@ pub enum RecordError {
     /// The thread that drains the ring buffer could not be started.
     #[error("cannot start to drain the ring buffer")]
     Drain(#[source] io::Error),
+    /// That thread has failed: a defect of heaptap.
+    #[error("the thread that drains the ring buffer has failed")]
+    Drained,
 }
 
 /// The numbers of the live line.
@@ -73,9 +76,6 @@ pub struct Vitals {
     /// Sum of the counters that speak of a loss.
     pub losses: u64,
 }
-
-/// How long a snapshot waits for stacks that are on their way.
-const ARRIVAL: Duration = Duration::from_millis(200);
 
 /// A recording that is under way. Dropping it detaches.
 pub struct Recording {
@@ -159,12 +159,13 @@ impl Recording {
 
     /// Files of the process that have an allocator of their own, which is not probed.
     pub fn unprobed(&self) -> Vec<String> {
-        self.findings.unprobed(&self.drain.stacks().space)
+        let Some(space) = self.drain.ask(|table| table.space.clone()) else { return Vec::new() };
+        self.findings.unprobed(&space)
     }
 
     /// How the recording is going.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
-        let stacks = self.drain.stacks().stacks().len();
+        let stacks = self.drain.ask(|table| table.stacks().len()).ok_or(RecordError::Drained)?;
         let kernel = lock(&self.kernel);
         let pid = self.process.pid();
         let mut vitals = Vitals { stacks, ..Vitals::default() };
@@ -184,7 +185,7 @@ impl Recording {
     /// To be called when the first thread has ended: the kernel took the probes out with it.
     pub fn reattach(&self) -> Result<(), RecordError> {
         let mut kernel = lock(&self.kernel);
-        let space = self.drain.stacks().space.clone();
+        let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
         *lock(&self.probes) = attach_to(&mut kernel, &self.process, &self.findings, &space)?;
         Ok(())
     }
@@ -202,19 +203,23 @@ impl Recording {
             let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
             (totals_of(&kernel)?, counters)
         };
-        let table = self.stacks_of(&entries);
-        let entries = entries
-            .into_iter()
-            .filter(|(_, totals)| totals.alloc_objects != 0)
-            .map(|(key, totals)| {
-                let stack = match key.stack {
-                    OVERFLOW_STACK => StackRef::Overflow,
-                    UNLEARNED_STACK => StackRef::Unsent,
-                    hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
-                };
-                RawEntry { stack, totals }
-            })
-            .collect();
+        // Stacks are asked for after the counts were read, so that those of the entries have arrived.
+        let resolve = move |table: &StackTable| {
+            let entries = entries
+                .into_iter()
+                .filter(|(_, totals)| totals.alloc_objects != 0)
+                .map(|(key, totals)| {
+                    let stack = match key.stack {
+                        OVERFLOW_STACK => StackRef::Overflow,
+                        UNLEARNED_STACK => StackRef::Unsent,
+                        hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
+                    };
+                    RawEntry { stack, totals }
+                })
+                .collect();
+            (entries, table.stacks().to_vec(), table.space.clone())
+        };
+        let (entries, stacks, space) = self.drain.ask(resolve).ok_or(RecordError::Drained)?;
         Ok(RawHeap {
             pid: self.process.pid(),
             comm: self.process.comm().to_owned(),
@@ -222,29 +227,12 @@ impl Recording {
             started: self.started,
             duration,
             blind: *lock(&self.blind),
-            stacks: table.stacks().to_vec(),
+            stacks,
             entries,
-            space: table.space.clone(),
-            unprobed: self.findings.unprobed(&table.space),
+            unprobed: self.findings.unprobed(&space),
+            space,
             counters,
         })
-    }
-
-    /// The stacks seen so far, once those of the entries have arrived. Some never do, if the ring buffer was full.
-    fn stacks_of(&self, entries: &[(TotalsKey, Totals)]) -> MutexGuard<'_, StackTable> {
-        let deadline = Instant::now() + ARRIVAL;
-        loop {
-            let table = self.drain.stacks();
-            let has_arrived = |(key, totals): &(TotalsKey, Totals)| {
-                let is_stack = ![OVERFLOW_STACK, UNLEARNED_STACK].contains(&key.stack);
-                totals.alloc_objects == 0 || !is_stack || table.is_known(key.stack)
-            };
-            if entries.iter().all(has_arrived) || Instant::now() >= deadline {
-                return table;
-            }
-            drop(table);
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     /// Stops counting, all functions at once, begins to take the probes out, and reads the ring buffer to its end. The numbers stay readable.
