@@ -113,7 +113,7 @@ impl Guest {
         let cache = Cache::new(module.file.as_deref().unwrap());
         let image = Image::parse(&cache).unwrap();
         let address = self.address(function) + inside;
-        let offset = (0..1 << 24).find(|offset| image.address(*offset) == Some(address)).unwrap();
+        let (offset, _) = image.segments().rest_from(address).unwrap();
         let options = Options { debug_dirs: debug_dirs.iter().map(|path| path.to_path_buf()).collect() };
         let (ours, target) = (Root::at(Path::new("/")).unwrap(), Root::at(self.root.path()).unwrap());
         let finder = Finder::new(&options, Some(&ours), Some(&target));

@@ -11,11 +11,12 @@ use std::{
 
 use object::{
     Endianness, Object, ObjectSection, ReadCache, ReadRef,
-    elf::{PT_LOAD, SHT_NOBITS},
-    read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader},
+    elf::SHT_NOBITS,
+    read::elf::{ElfFile64, SectionHeader},
 };
 
 use super::error::SymbolizeError;
+use crate::target::segments::Segments;
 
 /// A file that is read where it is asked for.
 pub(super) type Cache<'file> = ReadCache<&'file File>;
@@ -48,18 +49,9 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         Ok(Self { elf: ElfFile64::parse(data)? })
     }
 
-    /// address = offset − p_offset + p_vaddr of the PT_LOAD that holds the offset (ELF gABI, chapter 5).
-    pub(super) fn address(&self, offset: u64) -> Option<u64> {
-        let endian = self.elf.endian();
-        self.loads().find_map(|header| {
-            let inside = offset.checked_sub(header.p_offset(endian))?;
-            (inside < header.p_filesz(endian)).then(|| inside.checked_add(header.p_vaddr(endian))).flatten()
-        })
-    }
-
-    /// The address from which the file wants to be loaded.
-    pub(super) fn base(&self) -> Option<u64> {
-        self.loads().map(|header| header.p_vaddr(self.elf.endian())).min()
+    /// Where the file is loaded.
+    pub(super) fn segments(&self) -> Segments {
+        Segments::of(self.elf.elf_program_headers(), self.elf.endian())
     }
 
     /// The debug file that this file names, if it names one by a plain file name as it should.
@@ -100,13 +92,5 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         self.elf.section_by_name(name).is_some_and(|section| {
             section.size() > 0 && section.elf_section_header().sh_type(endian) != SHT_NOBITS
         })
-    }
-
-    fn loads(
-        &self,
-    ) -> impl Iterator<Item = &'data <object::elf::FileHeader64<Endianness> as FileHeader>::ProgramHeader>
-    {
-        let endian = self.elf.endian();
-        self.elf.elf_program_headers().iter().filter(move |header| header.p_type(endian) == PT_LOAD)
     }
 }

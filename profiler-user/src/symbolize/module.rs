@@ -32,7 +32,8 @@ impl Sources<'_> {
         let Some(file) = self.module.file.as_deref() else { return Ok(vec![Vec::new(); offsets.len()]) };
         let cache = Cache::new(file);
         let image = Image::parse(&cache)?;
-        let places: Vec<Option<u64>> = offsets.iter().map(|offset| image.address(*offset)).collect();
+        let segments = image.segments();
+        let places: Vec<Option<u64>> = offsets.iter().map(|offset| segments.address_at(*offset)).collect();
         let rising: BTreeSet<u64> = places.iter().copied().flatten().collect();
         let addresses: Vec<u64> = rising.into_iter().collect();
         let debug_cache = self.debug.map(|debug| Cache::new(&debug.file));
@@ -53,8 +54,9 @@ impl Sources<'_> {
         addresses: &[u64],
     ) -> Vec<Vec<Line>> {
         // `prelink` moves a file to another address after its debug file was split off.
-        let bias =
-            debug.and_then(|debug| Some(image.base()?.wrapping_sub(debug.base()?))).unwrap_or_default();
+        let bias = debug
+            .and_then(|debug| Some(image.segments().base()?.wrapping_sub(debug.segments().base()?)))
+            .unwrap_or_default();
         let by_dwarf = match debug.filter(|debug| debug.has_dwarf()).zip(self.debug) {
             Some((image, DebugFile { file, is_ours })) => {
                 let addresses: Vec<u64> =

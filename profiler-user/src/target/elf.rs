@@ -7,9 +7,10 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 
 use object::{
     Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, ReadCache, SectionKind, SymbolKind,
-    elf::PT_LOAD,
-    read::elf::{ElfFile64, ProgramHeader},
+    read::elf::ElfFile64,
 };
+
+use super::segments::Segments;
 
 /// Why a file tells nothing.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,7 @@ pub fn exported(file: &File, names: &[&str]) -> Result<Vec<Function>, ElfError> 
     let Some(table) = elf.dynamic_symbol_table() else {
         return Ok(Vec::new());
     };
+    let segments = segments(&elf);
     let mut found: Vec<(usize, Function)> = Vec::new();
     for symbol in table.symbols() {
         if !symbol.is_definition() || symbol.kind() != SymbolKind::Text {
@@ -90,7 +92,7 @@ pub fn exported(file: &File, names: &[&str]) -> Result<Vec<Function>, ElfError> 
         }
         let Ok(name) = symbol.name() else { continue };
         let Some(place) = names.iter().position(|wanted| *wanted == name) else { continue };
-        let Some(offset) = file_offset(&elf, symbol.address()) else { continue };
+        let Some((offset, _)) = segments.rest_from(symbol.address()) else { continue };
         found.push((place, Function { name: name.to_owned(), offset, size_bytes: symbol.size() }));
     }
     found.sort_by_key(|(place, _)| *place);
@@ -111,13 +113,11 @@ pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError
 pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
     let cache = ReadCache::new(file);
     let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
-    let endian = elf.endian();
-    Ok(elf.elf_program_headers().iter().find_map(|header| {
-        let inside = offset.checked_sub(header.p_offset(endian))?;
-        (header.p_type(endian) == PT_LOAD && inside < header.p_filesz(endian))
-            .then(|| inside.checked_add(header.p_vaddr(endian)))
-            .flatten()
-    }))
+    Ok(segments(&elf).address_at(offset))
+}
+
+fn segments(elf: &Reader<'_>) -> Segments {
+    Segments::of(elf.elf_program_headers(), elf.endian())
 }
 
 fn parse_with_symbols<'data>(cache: &'data ReadCache<&'data File>) -> Result<Reader<'data>, ElfError> {
@@ -161,17 +161,6 @@ pub fn read_at(file: &File, offset: u64, count: usize) -> Result<Vec<u8>, ElfErr
     let mut bytes = vec![0; count];
     file.read_exact_at(&mut bytes, offset).map_err(read)?;
     Ok(bytes)
-}
-
-/// offset = address − p_vaddr + p_offset of the PT_LOAD that holds the address (ELF gABI, chapter 5).
-fn file_offset(elf: &Reader<'_>, address: u64) -> Option<u64> {
-    let endian = elf.endian();
-    elf.elf_program_headers().iter().find_map(|header| {
-        let inside = address.checked_sub(header.p_vaddr(endian))?;
-        (header.p_type(endian) == PT_LOAD && inside < header.p_filesz(endian))
-            .then(|| inside.checked_add(header.p_offset(endian)))
-            .flatten()
-    })
 }
 
 #[cfg(test)]

@@ -37,14 +37,15 @@ pub fn find(space: &AddressSpace) -> Option<Loader> {
         let file = space.modules().get(module)?.file.as_deref()?;
         let announcement = elf::exported(file, &[ANNOUNCEMENT]).ok()?.into_iter().next()?;
         let state = elf::exported_address(file, STATE).ok().flatten()?;
-        let first = elf::address_at(file, range.offset).ok().flatten()?;
-        // Where the file's addresses lie in the process; differences wrap for files linked above where they are mapped.
-        let bias = range.start.wrapping_sub(first);
+        let stated = elf::address_at(file, announcement.offset).ok().flatten()?;
         let into_range = announcement.offset.checked_sub(range.offset)?;
+        let announcement_address = range.start.checked_add(into_range)?;
+        // Where the file's addresses lie in the process; differences wrap for files linked above where they are mapped.
+        let bias = announcement_address.wrapping_sub(stated);
         Some(Loader {
             module,
             announcement_offset: announcement.offset,
-            announcement_address: range.start.checked_add(into_range)?,
+            announcement_address,
             state_address: bias.wrapping_add(state).wrapping_add(R_STATE),
         })
     })

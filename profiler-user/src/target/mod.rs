@@ -12,6 +12,8 @@ pub mod maps;
 
 pub mod root;
 
+pub(crate) mod segments;
+
 pub mod elf;
 
 pub mod cfi;

@@ -5,13 +5,13 @@ use std::{fs::File, io::Read};
 use flate2::read::ZlibDecoder;
 use object::{
     Endianness, ReadCache, ReadRef,
-    elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SHF_COMPRESSED, SHT_NOBITS},
+    elf::{EM_X86_64, FileHeader64, PT_GNU_EH_FRAME, SHF_COMPRESSED, SHT_NOBITS},
     read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable},
 };
 
 use super::{CfiError, search_table::SearchTable};
 
-use crate::target::elf::read_at;
+use crate::target::{elf::read_at, segments::Segments};
 
 /// Chromium's `.eh_frame` has 20 MiB; nothing real comes near this.
 const LIMIT_BYTES: u64 = 256 << 20;
@@ -23,7 +23,7 @@ const HEADERS_LIMIT: u32 = 1 << 18;
 #[derive(Default)]
 pub(super) struct Parts {
     pub(super) entry: u64,
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Segments,
     pub(super) eh_frame: Option<Part>,
     pub(super) search_table: Option<SearchTable>,
     pub(super) debug_frame: Option<Vec<u8>>,
@@ -33,29 +33,6 @@ pub(super) struct Parts {
 pub(super) struct Part {
     pub(super) address: u64,
     pub(super) bytes: Vec<u8>,
-}
-
-/// A stretch of the file that is loaded.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
-    pub(super) offset: u64,
-    pub(super) address: u64,
-    pub(super) size_bytes: u64,
-    pub(super) executable: bool,
-}
-
-impl Segment {
-    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let inside = offset.checked_sub(self.offset)?;
-        (inside < self.size_bytes).then(|| self.address.checked_add(inside)).flatten()
-    }
-
-    /// Where in the file an address lies, and how many bytes of the segment there are from there on.
-    fn rest_from(&self, address: u64) -> Option<(u64, u64)> {
-        let inside = address.checked_sub(self.address)?;
-        let rest = self.size_bytes.checked_sub(inside).filter(|rest| *rest > 0)?;
-        Some((self.offset.checked_add(inside)?, rest))
-    }
 }
 
 /// Reads so many bytes from an offset on; the name is for errors.
@@ -118,7 +95,7 @@ fn collect<'data>(
         parts.eh_frame = Some(Part { address: found.address, bytes: found.read(read)? });
     }
     if with_segments {
-        parts.segments = loaded(programs, endian);
+        parts.segments = Segments::of(programs, endian);
         parts.search_table = programs
             .iter()
             .find(|program| program.p_type(endian) == PT_GNU_EH_FRAME)
@@ -137,20 +114,6 @@ fn collect<'data>(
     Ok(parts)
 }
 
-fn loaded<H: ProgramHeader<Endian = Endianness, Word = u64>>(
-    programs: &[H],
-    endian: Endianness,
-) -> Vec<Segment> {
-    let loaded = programs.iter().filter(|program| program.p_type(endian) == PT_LOAD);
-    let segment = |program: &H| Segment {
-        offset: program.p_offset(endian),
-        address: program.p_vaddr(endian),
-        size_bytes: program.p_filesz(endian),
-        executable: program.p_flags(endian).contains(PF_X),
-    };
-    loaded.map(segment).collect()
-}
-
 /// A search table that cannot be used costs time, not rows: there is an index of our own.
 fn search_table<H: ProgramHeader<Endian = Endianness, Word = u64>>(
     program: &H,
@@ -166,7 +129,7 @@ fn search_table<H: ProgramHeader<Endian = Endianness, Word = u64>>(
 /// it there is behind a terminator.
 fn eh_frame_of_segment(parts: &Parts, read: ReadPart<'_>) -> Option<Part> {
     let address = parts.search_table.as_ref()?.eh_frame_address();
-    let (offset, rest) = parts.segments.iter().find_map(|segment| segment.rest_from(address))?;
+    let (offset, rest) = parts.segments.rest_from(address)?;
     let bytes = read("PT_LOAD", offset, rest.min(LIMIT_BYTES)).ok()?;
     Some(Part { address, bytes })
 }

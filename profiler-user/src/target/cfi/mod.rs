@@ -31,12 +31,9 @@ use std::{fs::File, io};
 
 use profiler_common::unwind::{Row, WalkEnd};
 
-use self::{
-    image::{Parts, Segment},
-    table::Table,
-};
+use self::{image::Parts, table::Table};
 
-use super::elf::ElfError;
+use super::{elf::ElfError, segments::Segments};
 
 /// Why a file's unwind information cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +99,7 @@ pub enum CfiError {
 pub struct UnwindInfo {
     /// `.eh_frame` first: it is what exceptions are thrown by, so that somebody has noticed when it was wrong.
     tables: Vec<Table>,
-    segments: Vec<Segment>,
+    segments: Segments,
     entry: u64,
 }
 
@@ -144,12 +141,8 @@ impl UnwindInfo {
     }
 
     /// The address, as the file states it, of the byte at an offset in the file.
-    ///
-    /// Where two segments share a page the code's counts: what is asked about are program counters.
     pub fn svma_of(&self, file_offset: u64) -> Option<u64> {
-        let executable = self.segments.iter().filter(|segment| segment.executable);
-        let other = self.segments.iter().filter(|segment| !segment.executable);
-        executable.chain(other).find_map(|segment| segment.address_of(file_offset))
+        self.segments.address_at(file_offset)
     }
 
     /// How to get to the caller of the code at `svma`, an address as the file states it: for a return address, that
@@ -184,7 +177,7 @@ mod tests {
     fn an_offset_becomes_the_address_of_its_segment() {
         let file = File::open("/usr/bin/env").expect("a program");
         let info = UnwindInfo::load(&file).unwrap().expect("it has unwind information");
-        let code = info.segments.iter().find(|segment| segment.executable).expect("code");
+        let code = info.segments.iter().find(|segment| segment.is_executable).expect("code");
         assert_eq!(info.svma_of(code.offset + 5), Some(code.address + 5));
         assert_eq!(info.svma_of(u64::MAX), None);
     }
@@ -207,7 +200,7 @@ mod tests {
 
     #[test]
     fn code_at_the_entry_point_that_nothing_describes_is_the_outermost() {
-        let info = UnwindInfo { tables: Vec::new(), segments: Vec::new(), entry: 0x1000 };
+        let info = UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0x1000 };
         assert_eq!(info.row(0xfff), Row::END);
         assert_eq!(info.row(0x1000), Row::END);
         assert_eq!(info.row(0x103f), Row::END);
@@ -217,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_library_without_an_entry_point_has_no_outermost_code() {
-        let info = UnwindInfo { tables: Vec::new(), segments: Vec::new(), entry: 0 };
+        let info = UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0 };
         assert_eq!(info.row(0), Row::stop(WalkEnd::NoUnwindInfo));
     }
     #[test]
