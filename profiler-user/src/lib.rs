@@ -7,6 +7,9 @@
 
 pub mod target;
 
+#[cfg(test)]
+mod allocations;
+
 pub mod source;
 
 pub mod symbolize;

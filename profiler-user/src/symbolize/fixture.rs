@@ -12,6 +12,7 @@ use object::{Object, ObjectSymbol};
 use super::{
     Options,
     debug_file::Finder,
+    error::SymbolizeError,
     image::{Cache, Image},
     line::Line,
     module::Sources,
@@ -82,9 +83,14 @@ impl Guest {
         self.held = Some(Arc::new(File::open(self.file()).unwrap()));
     }
 
+    /// Takes another file for the one that a mapping holds.
+    pub(super) fn hold_as(&mut self, file: Arc<File>) {
+        self.held = Some(file);
+    }
+
     fn module(&self) -> Module {
         let file = self.held.clone().unwrap_or_else(|| Arc::new(File::open(self.file()).unwrap()));
-        let build_id = elf::build_id(&file).unwrap();
+        let build_id = elf::build_id(&file).ok().flatten();
         Module { path: "/lib/guest".to_owned(), file: Some(file), build_id }
     }
 
@@ -109,17 +115,28 @@ impl Guest {
 
     /// The lines at an address that lies `inside` bytes behind a function's start.
     pub(super) fn lines(&self, function: &str, inside: u64, debug_dirs: &[&Path]) -> Vec<Line> {
+        self.try_lines(function, inside, debug_dirs).unwrap()
+    }
+
+    /// The same, of a file that may be broken.
+    pub(super) fn try_lines(
+        &self,
+        function: &str,
+        inside: u64,
+        debug_dirs: &[&Path],
+    ) -> Result<Vec<Line>, SymbolizeError> {
         let module = self.module();
         let cache = Cache::new(module.file.as_deref().unwrap());
-        let image = Image::parse(&cache).unwrap();
+        let whole = fs::read(&self.whole).unwrap();
         let address = self.address(function) + inside;
-        let (offset, _) = image.segments().rest_from(address).unwrap();
+        let (offset, _) = Image::parse(whole.as_slice())?.segments().rest_from(address).unwrap();
+        let image = Image::parse(&cache)?;
         let options = Options { debug_dirs: debug_dirs.iter().map(|path| path.to_path_buf()).collect() };
         let (ours, target) = (Root::at(Path::new("/")).unwrap(), Root::at(self.root.path()).unwrap());
         let finder = Finder::new(&options, Some(&ours), Some(&target));
         let debug = finder.find(&module, &image);
         let sources = Sources { module: &module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
-        sources.look_up(&[offset]).unwrap().remove(0)
+        Ok(sources.look_up(&[offset])?.remove(0))
     }
 
     /// The name there, empty where there is none.

@@ -1,25 +1,24 @@
 //! What the search for names asks of an ELF file.
 //!
-//! The file is read, not mapped, and may be made to confuse: see [`crate::target::elf`].
+//! The file may be made to confuse: see [`crate::target::bounded`].
 
 use std::{
     ffi::OsString,
-    fs::File,
     os::unix::ffi::OsStringExt,
     path::{Component, Path},
 };
 
 use object::{
-    Endianness, Object, ObjectSection, ReadCache, ReadRef,
+    Endianness, Object, ObjectSection, ReadRef,
     elf::SHT_NOBITS,
     read::elf::{ElfFile64, SectionHeader},
 };
 
 use super::error::SymbolizeError;
-use crate::target::segments::Segments;
+use crate::target::{bounded::BoundedFile, segments::Segments};
 
 /// A file that is read where it is asked for.
-pub(super) type Cache<'file> = ReadCache<&'file File>;
+pub(super) type Cache<'file> = BoundedFile<'file>;
 
 /// An ELF file.
 pub(super) struct Image<'data, R: ReadRef<'data>> {

@@ -16,6 +16,9 @@ mod error;
 #[cfg(test)]
 mod fixture;
 
+#[cfg(test)]
+mod hostile;
+
 mod image;
 
 mod jit;

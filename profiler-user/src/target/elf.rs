@@ -1,16 +1,18 @@
 //! What heaptap asks of an ELF file: functions by name, build id, code.
 //!
-//! The file belongs to the target and is read by a root process: every read is bounded and checked, and the file
-//! is read, not mapped, because a mapped file that is cut short while it is read kills the reader.
+//! The file belongs to the target and is read by a root process: every read is bounded and checked.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use object::{
-    Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, ReadCache, SectionKind, SymbolKind,
+    Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionKind, SymbolKind,
     read::elf::ElfFile64,
 };
 
-use super::segments::Segments;
+use super::{
+    bounded::{BoundedFile, PART_LIMIT_BYTES},
+    segments::Segments,
+};
 
 /// Why a file tells nothing.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +22,8 @@ pub enum ElfError {
     #[error("broken ELF file")]
     Broken(#[source] object::Error),
     /// A part is larger than any real one, and too large to read.
-    #[error("section `{name}` of {size_bytes} bytes is larger than the {limit_bytes} that are read")]
+    #[error("a part of {size_bytes} bytes is larger than the {limit_bytes} that are read")]
     TooLarge {
-        /// The section's name.
-        name: &'static str,
         /// Its size.
         size_bytes: u64,
         /// What is read at most.
@@ -62,25 +62,19 @@ pub struct Code {
     pub bytes: Vec<u8>,
 }
 
-/// Chromium's symbol table has 50 MiB; nothing real comes near this.
-const SYMBOLS_LIMIT_BYTES: u64 = 512 << 20;
-
-/// The section that holds an allocator. Chromium's has 180 MiB, but an allocator in there is not glibc.
-const CODE_LIMIT_BYTES: u64 = 256 << 20;
-
-type Reader<'data> = ElfFile64<'data, Endianness, &'data ReadCache<&'data File>>;
+type Reader<'data> = ElfFile64<'data, Endianness, &'data BoundedFile<'data>>;
 
 /// The build id that the linker left in the file.
 pub fn build_id(file: &File) -> Result<Option<Vec<u8>>, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
-    Ok(elf.build_id().map_err(ElfError::Broken)?.map(<[u8]>::to_vec))
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
+    Ok(elf.build_id().map_err(|error| why(&file, error))?.map(<[u8]>::to_vec))
 }
 
 /// The functions with the given names that the file defines for others to use, in the order of the names.
 pub fn exported(file: &File, names: &[&str]) -> Result<Vec<Function>, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf = parse_with_symbols(&cache)?;
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
     let Some(table) = elf.dynamic_symbol_table() else {
         return Ok(Vec::new());
     };
@@ -101,8 +95,8 @@ pub fn exported(file: &File, names: &[&str]) -> Result<Vec<Function>, ElfError> 
 
 /// The address, as the file states it, of a function or variable that it defines for others to use.
 pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf = parse_with_symbols(&cache)?;
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
     let mut symbols = elf.dynamic_symbol_table().into_iter().flat_map(|table| table.symbols());
     let symbol =
         symbols.find(|symbol| symbol.is_definition() && symbol.name().is_ok_and(|found| found == name));
@@ -111,8 +105,8 @@ pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError
 
 /// The address, as the file states it, of what lies at an offset in the file; `None` where that is not loaded.
 pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
     Ok(segments(&elf).address_at(offset))
 }
 
@@ -120,21 +114,21 @@ fn segments(elf: &Reader<'_>) -> Segments {
     Segments::of(elf.elf_program_headers(), elf.endian())
 }
 
-fn parse_with_symbols<'data>(cache: &'data ReadCache<&'data File>) -> Result<Reader<'data>, ElfError> {
-    let elf: Reader<'_> = ElfFile64::parse(cache).map_err(ElfError::Broken)?;
-    for name in [".dynsym", ".dynstr"] {
-        let size_bytes = elf.section_by_name(name).map_or(0, |section| section.size());
-        if size_bytes > SYMBOLS_LIMIT_BYTES {
-            return Err(ElfError::TooLarge { name, size_bytes, limit_bytes: SYMBOLS_LIMIT_BYTES });
-        }
+fn parse<'data>(file: &'data BoundedFile<'data>) -> Result<Reader<'data>, ElfError> {
+    ElfFile64::parse(file).map_err(|error| why(file, error))
+}
+
+fn why(file: &BoundedFile<'_>, error: object::Error) -> ElfError {
+    match file.refused_bytes() {
+        Some(size_bytes) => ElfError::TooLarge { size_bytes, limit_bytes: PART_LIMIT_BYTES },
+        None => ElfError::Broken(error),
     }
-    Ok(elf)
 }
 
 /// The code section that holds `offset`, as far as it goes from there backwards and forwards.
 pub fn code_around(file: &File, offset: u64) -> Result<Option<Code>, ElfError> {
-    let cache = ReadCache::new(file);
-    let elf: Reader<'_> = ElfFile64::parse(&cache).map_err(ElfError::Broken)?;
+    let bounded = BoundedFile::new(file);
+    let elf = parse(&bounded)?;
     let holds = |section: &object::read::elf::ElfSection64<'_, '_, Endianness, _>| {
         let (start, size_bytes) = section.file_range()?;
         (section.kind() == SectionKind::Text && offset.checked_sub(start)? < size_bytes)
@@ -143,8 +137,9 @@ pub fn code_around(file: &File, offset: u64) -> Result<Option<Code>, ElfError> {
     let Some((start, size_bytes)) = elf.sections().find_map(|section| holds(&section)) else {
         return Ok(None);
     };
-    if size_bytes > CODE_LIMIT_BYTES {
-        return Err(ElfError::TooLarge { name: ".text", size_bytes, limit_bytes: CODE_LIMIT_BYTES });
+    // Chromium's has 180 MiB.
+    if size_bytes > PART_LIMIT_BYTES {
+        return Err(ElfError::TooLarge { size_bytes, limit_bytes: PART_LIMIT_BYTES });
     }
     let count = usize::try_from(size_bytes).unwrap_or(usize::MAX);
     Ok(Some(Code { offset: start, bytes: read_at(file, start, count)? }))
@@ -166,6 +161,7 @@ pub fn read_at(file: &File, offset: u64, count: usize) -> Result<Vec<u8>, ElfErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{allocations::largest, target::hostile};
 
     fn libc() -> File {
         File::open("/lib/x86_64-linux-gnu/libc.so.6").expect("Debian's libc")
@@ -181,15 +177,57 @@ mod tests {
         assert!(build_id(&libc()).unwrap().is_some());
     }
 
-    #[test]
-    fn a_file_cut_anywhere_is_an_error_or_tells_less_but_never_panics() {
-        let whole = read_at(&libc(), 0, 4096).unwrap();
-        for length in (0..whole.len()).step_by(7) {
-            let file = tempfile::tempfile().unwrap();
-            file.write_all_at(&whole[..length], 0).unwrap();
-            let _ = exported(&file, &["malloc"]);
-            let _ = build_id(&file);
-            let _ = code_around(&file, 0x1000);
+    /// Asks everything there is to ask.
+    fn ask(file: &File) -> (Vec<Function>, Option<Vec<u8>>) {
+        let functions = exported(file, &["malloc", "free"]).unwrap_or_default();
+        for function in &functions {
+            let _ = code_around(file, function.offset);
+            let _ = address_at(file, function.offset);
         }
+        let _ = exported_address(file, "malloc");
+        (functions, build_id(file).ok().flatten())
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error_or_tells_less() {
+        let whole = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").unwrap();
+        let (functions, id) = ask(&libc());
+        let file = libc_copy(&whole);
+        for cut in hostile::cuts(&whole).into_iter().rev() {
+            file.set_len(cut as u64).unwrap();
+            let ((found, found_id), largest_bytes) = largest(|| ask(&file));
+            assert!(found.iter().all(|function| functions.contains(function)), "{cut}: {found:?}");
+            assert!(found_id.is_none() || found_id == id, "{cut}");
+            assert!(largest_bytes <= whole.len(), "{cut}: {largest_bytes}");
+        }
+        assert_eq!(ask(&file), (Vec::new(), None), "nothing is left");
+    }
+
+    fn libc_copy(whole: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(whole, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_that_claims_what_is_not_so_takes_no_memory() {
+        let whole = std::fs::read("/lib/x86_64-linux-gnu/libdl.so.2").expect("a small library of glibc's");
+        hostile::claims(&whole, |claim, file| {
+            let (_, largest_bytes) = largest(|| ask(file));
+            assert!(largest_bytes < 8 << 20, "{claim}: {largest_bytes}");
+        });
+    }
+
+    #[test]
+    fn what_is_too_large_is_said_to_be() {
+        let whole = std::fs::read("/lib/x86_64-linux-gnu/libdl.so.2").unwrap();
+        let mut refused = 0;
+        hostile::claims(&whole, |_, file| {
+            if let Err(error @ ElfError::TooLarge { .. }) = exported(file, &["malloc"]) {
+                assert!(error.to_string().contains("larger than the 268435456 that are read"), "{error}");
+                refused += 1;
+            }
+        });
+        assert!(refused > 0);
     }
 }

@@ -12,7 +12,12 @@ pub mod maps;
 
 pub mod root;
 
+pub(crate) mod bounded;
+
 pub(crate) mod segments;
+
+#[cfg(test)]
+pub(crate) mod hostile;
 
 pub mod elf;
 

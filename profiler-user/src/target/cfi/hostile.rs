@@ -1,6 +1,9 @@
 //! Files that lie: nothing in them makes us panic, hang or use memory without bound.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
 
 use profiler_common::unwind::{Row, WalkEnd};
 
@@ -9,6 +12,7 @@ use super::{
     assemble::{ADVANCE, ADVANCE4, EhFrame, REMEMBER, RESTORE, SAME_VALUE, elf_with_section},
     table::Table,
 };
+use crate::{allocations::largest, target::hostile};
 
 const UNSUPPORTED: Option<Row> = Some(Row::stop(WalkEnd::Unsupported));
 
@@ -32,20 +36,54 @@ fn small_library() -> Vec<u8> {
     std::fs::read("/lib/x86_64-linux-gnu/libdl.so.2").expect("a small library of glibc's")
 }
 
+/// What is said about addresses all over the file and outside.
+fn rows(info: &UnwindInfo) -> Vec<Row> {
+    let addresses = (0..0x6000).step_by(97).chain([u64::MAX - 1, u64::MAX]);
+    addresses
+        .map(|svma| {
+            info.svma_of(svma);
+            info.row(svma)
+        })
+        .collect()
+}
+
 fn ask(image: Vec<u8>) {
-    let Ok(Some(info)) = UnwindInfo::from_image(image) else { return };
-    for svma in (0..0x6000).step_by(97).chain([u64::MAX - 1, u64::MAX]) {
-        info.row(svma);
-        info.svma_of(svma);
+    if let Ok(Some(info)) = UnwindInfo::from_image(image) {
+        rows(&info);
     }
 }
 
 #[test]
-fn a_file_cut_anywhere_tells_less_but_never_panics() {
+fn a_file_cut_anywhere_tells_less_and_nothing_else() {
     let whole = small_library();
-    for length in (0..whole.len()).step_by(7) {
-        ask(whole[..length].to_vec());
+    let told = rows(&UnwindInfo::from_image(whole.clone()).unwrap().expect("unwind information"));
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&whole, 0).unwrap();
+    let steps = (0..whole.len()).step_by(97).chain(hostile::cuts(&whole));
+    let mut cuts: Vec<usize> = steps.collect();
+    cuts.sort_unstable();
+    for cut in cuts.into_iter().rev() {
+        file.set_len(cut as u64).unwrap();
+        let ((by_file, by_image), largest_bytes) = largest(|| {
+            let told = |loaded: Result<Option<UnwindInfo>, _>| loaded.ok().flatten().map(|info| rows(&info));
+            (told(UnwindInfo::load(&file)), told(UnwindInfo::from_image(whole[..cut].to_vec())))
+        });
+        assert_eq!(by_file, by_image, "{cut}");
+        assert!(largest_bytes < 1 << 20, "{cut}: {largest_bytes}");
+        let nothing = Row::stop(WalkEnd::NoUnwindInfo);
+        for (found, whole) in by_file.into_iter().flatten().zip(&told) {
+            assert!(found == *whole || found == nothing, "{cut}: {found:?}");
+        }
     }
+    assert!(UnwindInfo::load(&file).is_err(), "nothing is left");
+}
+
+#[test]
+fn a_file_that_claims_what_is_not_so_takes_no_memory() {
+    hostile::claims(&small_library(), |claim, file| {
+        let (_, largest_bytes) = largest(|| UnwindInfo::load(file).map(|info| info.map(|info| rows(&info))));
+        assert!(largest_bytes < 8 << 20, "{claim}: {largest_bytes}");
+    });
 }
 
 #[test]

@@ -4,17 +4,18 @@ use std::{fs::File, io::Read};
 
 use flate2::read::ZlibDecoder;
 use object::{
-    Endianness, ReadCache, ReadRef,
+    Endianness, ReadRef,
     elf::{EM_X86_64, FileHeader64, PT_GNU_EH_FRAME, SHF_COMPRESSED, SHT_NOBITS},
     read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable},
 };
 
 use super::{CfiError, search_table::SearchTable};
 
-use crate::target::{elf::read_at, segments::Segments};
-
-/// Chromium's `.eh_frame` has 20 MiB; nothing real comes near this.
-const LIMIT_BYTES: u64 = 256 << 20;
+use crate::target::{
+    bounded::{BoundedFile, PART_LIMIT_BYTES},
+    elf::read_at,
+    segments::Segments,
+};
 
 /// Real files have a dozen program headers and, split by function, tens of thousands of sections.
 const HEADERS_LIMIT: u32 = 1 << 18;
@@ -41,12 +42,12 @@ type ReadPart<'a> = &'a dyn Fn(&'static str, u64, u64) -> Result<Vec<u8>, CfiErr
 impl Parts {
     pub(super) fn of_file(file: &File) -> Result<Self, CfiError> {
         let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
-        collect(&ReadCache::new(file), &read, true)
+        collect(&BoundedFile::new(file), &read, true)
     }
 
     pub(super) fn of_separate(file: &File) -> Result<Self, CfiError> {
         let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
-        collect(&ReadCache::new(file), &read, false)
+        collect(&BoundedFile::new(file), &read, false)
     }
 
     pub(super) fn of_image(image: &[u8]) -> Result<Self, CfiError> {
@@ -120,7 +121,7 @@ fn search_table<H: ProgramHeader<Endian = Endianness, Word = u64>>(
     endian: Endianness,
     read: ReadPart<'_>,
 ) -> Option<SearchTable> {
-    let size_bytes = Some(program.p_filesz(endian)).filter(|size| *size <= LIMIT_BYTES)?;
+    let size_bytes = Some(program.p_filesz(endian)).filter(|size| *size <= PART_LIMIT_BYTES)?;
     let bytes = read("PT_GNU_EH_FRAME", program.p_offset(endian), size_bytes).ok()?;
     SearchTable::parse(program.p_vaddr(endian), bytes)
 }
@@ -130,7 +131,7 @@ fn search_table<H: ProgramHeader<Endian = Endianness, Word = u64>>(
 fn eh_frame_of_segment(parts: &Parts, read: ReadPart<'_>) -> Option<Part> {
     let address = parts.search_table.as_ref()?.eh_frame_address();
     let (offset, rest) = parts.segments.rest_from(address)?;
-    let bytes = read("PT_LOAD", offset, rest.min(LIMIT_BYTES)).ok()?;
+    let bytes = read("PT_LOAD", offset, rest.min(PART_LIMIT_BYTES)).ok()?;
     Some(Part { address, bytes })
 }
 
@@ -167,8 +168,8 @@ impl Section {
     }
 
     fn check_size(&self, size_bytes: u64) -> Result<(), CfiError> {
-        if size_bytes > LIMIT_BYTES {
-            return Err(CfiError::TooLarge { part: self.name, size_bytes, limit_bytes: LIMIT_BYTES });
+        if size_bytes > PART_LIMIT_BYTES {
+            return Err(CfiError::TooLarge { part: self.name, size_bytes, limit_bytes: PART_LIMIT_BYTES });
         }
         Ok(())
     }
