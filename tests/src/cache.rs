@@ -8,11 +8,11 @@ use std::{env, fs};
 
 use crate::compile::source;
 
-/// A run of a compiler, which makes one file.
+/// A run of a compiler, which makes one file, or of another tool.
 #[derive(Debug)]
 pub(crate) struct Step {
-    compiler: &'static str,
-    source: PathBuf,
+    program: &'static str,
+    source: Option<PathBuf>,
     /// They follow the source: libraries have to.
     flags: Vec<&'static str>,
     output: String,
@@ -21,7 +21,12 @@ pub(crate) struct Step {
 impl Step {
     /// Compiles a source.
     pub(crate) fn of(compiler: &'static str, source: PathBuf) -> Self {
-        Self { compiler, source, flags: Vec::new(), output: String::new() }
+        Self { program: compiler, source: Some(source), flags: Vec::new(), output: String::new() }
+    }
+
+    /// Runs a tool on what the steps before have made.
+    pub(crate) fn tool(program: &'static str, arguments: &[&'static str]) -> Self {
+        Self { program, source: None, flags: arguments.to_vec(), output: String::new() }
     }
 
     /// With these flags after the ones so far.
@@ -39,6 +44,23 @@ impl Step {
     pub(crate) fn output(mut self, name: &str) -> Self {
         name.clone_into(&mut self.output);
         self
+    }
+
+    fn run(&self, folder: &Path) {
+        let mut command = Command::new(self.program);
+        command.current_dir(folder);
+        if let Some(source) = &self.source {
+            command.args(["-o", &self.output]).arg(source);
+        }
+        command.args(&self.flags);
+        let output = command.output().unwrap_or_else(|err| {
+            panic!("cannot run `{}` (install gcc, g++ and rustc): {err}", self.program)
+        });
+        assert!(
+            output.status.success(),
+            "`{command:?}` failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -59,7 +81,8 @@ pub(crate) fn build(steps: &[Step]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     read(&source("ledger.h")).hash(&mut hasher);
     for step in steps {
-        (step.compiler, &step.flags, &step.output, read(&step.source)).hash(&mut hasher);
+        let source = step.source.as_deref().map(read);
+        (step.program, &step.flags, &step.output, source).hash(&mut hasher);
     }
     let guests = folder();
     let finished = guests.join(format!("{:016x}", hasher.finish()));
@@ -69,30 +92,13 @@ pub(crate) fn build(steps: &[Step]) -> PathBuf {
     fs::create_dir_all(&guests).unwrap_or_else(|err| panic!("{}: {err}", guests.display()));
     let fresh = tempfile::tempdir_in(&guests).expect("a folder to compile in");
     for step in steps {
-        compile(step, fresh.path());
+        step.run(fresh.path());
     }
     // Another test may have built the same meanwhile: its folder then stays, and this one goes.
     if let Err(err) = fs::rename(fresh.path(), &finished) {
         assert!(finished.exists(), "{}: {err}", finished.display());
     }
     finished
-}
-
-fn compile(step: &Step, folder: &Path) {
-    let output = Command::new(step.compiler)
-        .current_dir(folder)
-        .args(["-o", &step.output])
-        .arg(&step.source)
-        .args(&step.flags)
-        .output()
-        .unwrap_or_else(|err| panic!("cannot run `{}` (install gcc, g++ and rustc): {err}", step.compiler));
-    assert!(
-        output.status.success(),
-        "`{}` failed on {}:\n{}",
-        step.compiler,
-        step.source.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -27,6 +27,16 @@ const FREESTANDING: &[&str] = &[
 const LIBRARY: &[&str] = &["-shared", "-fPIC"];
 const BESIDE: &[&str] = &["-L.", "-Wl,-rpath,$ORIGIN"];
 
+/// Neither frame pointers nor `.eh_frame`: how to get to a caller is in `.debug_frame` only, but for what the C library's
+/// own start code brings along.
+const DEBUG_FRAME: &[&str] =
+    &["-fomit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
+
+/// The build id of what is split, so that its debug file has a place that is known here.
+const BUILD_ID: &str = "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234567";
+const BUILD_ID_FOLDER: &str = "debug/.build-id/01";
+const BUILD_ID_FILE: &str = "debug/.build-id/01/23456789abcdef0123456789abcdef01234567.debug";
+
 /// The width of a program's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
@@ -113,11 +123,31 @@ fn language(name: &str, variant: Variant) -> Step {
     }
 }
 
+/// The executable of `guests/NAME.c` with its unwind information in `.debug_frame`.
+pub fn with_debug_frame(name: &str) -> PathBuf {
+    build(&[debug_frame(name)]).join(name)
+}
+
+/// The same, stripped, and the directory to which everything went that was taken out.
+pub fn split(name: &'static str) -> (PathBuf, PathBuf) {
+    let folder = build(&[
+        debug_frame(name),
+        Step::tool("mkdir", &["-p", BUILD_ID_FOLDER]),
+        Step::tool("objcopy", &["--only-keep-debug", name, BUILD_ID_FILE]),
+        Step::tool("strip", &[name]),
+    ]);
+    (folder.join(name), folder.join("debug"))
+}
+
+fn debug_frame(name: &str) -> Step {
+    Step::of("cc", source(&format!("{name}.c"))).flags(C).flags(DEBUG_FRAME).flag(BUILD_ID).output(name)
+}
+
 /// Compiles every program in every way that a test might ask for, for tests that run where no compiler is.
 pub fn every_program() -> Vec<PathBuf> {
     let folder = source("");
     let entries = fs::read_dir(&folder).unwrap_or_else(|err| panic!("{}: {err}", folder.display()));
-    let mut programs = vec![no_allocator(Width::Bits64)];
+    let mut programs = vec![no_allocator(Width::Bits64), with_debug_frame("frames"), split("frames").0];
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");

@@ -28,9 +28,7 @@ impl Guest {
 
     /// The same, with or without frame pointers.
     pub fn start_as(name: &str, variant: Variant) -> Self {
-        let mut guest = Self::spawn(name, &compile::program_as(name, variant));
-        guest.line("ready");
-        guest
+        Self::start_program(name, &compile::program_as(name, variant))
     }
 
     /// The same, with all its addresses where they are in every such run.
@@ -38,6 +36,13 @@ impl Guest {
         let mut command = Command::new("setarch");
         command.arg("--addr-no-randomize").arg(compile::program(name));
         let mut guest = Self::spawn_command(name, command);
+        guest.line("ready");
+        guest
+    }
+
+    /// Starts a program of ours that was compiled otherwise, and waits until it is ready.
+    pub fn start_program(name: &str, program: &Path) -> Self {
+        let mut guest = Self::spawn(name, program);
         guest.line("ready");
         guest
     }

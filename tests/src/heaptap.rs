@@ -199,8 +199,13 @@ pub struct Serving {
 impl Serving {
     /// Attaches to a process, and waits until it is served.
     pub fn start(pid: u32) -> Self {
+        Self::start_with(pid, &[])
+    }
+
+    /// The same, with more options.
+    pub fn start_with(pid: u32, options: &[&str]) -> Self {
         let mut command = command();
-        command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]);
+        command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]).args(options);
         let mut running = Running::start(command);
         let line = running.stderr_line("heaptap: serving http://127.0.0.1:");
         let url = line.trim_start_matches("heaptap: serving ").to_owned();

@@ -1,9 +1,9 @@
 //! Stacks are whole whatever the code that they lead through: a guest for each kind of code, with frame pointers and
 //! without, whose ledger the profile equals and whose chains its stacks hold.
 
-use heaptap_tests::compile::Variant;
+use heaptap_tests::compile::{self, Variant};
 use heaptap_tests::guest::Guest;
-use heaptap_tests::heaptap::{Recording, Serving};
+use heaptap_tests::heaptap::{Recording, Serving, path_str};
 use heaptap_tests::profile::Profile;
 use rustix::process::Signal;
 
@@ -31,9 +31,14 @@ const LEARNING_RUNS: usize = 20;
 /// lies beyond is missing from these, and counted. How many that are is a matter of how soon heaptap gets to run.
 #[track_caller]
 fn assert_whole(name: &str, variant: Variant, entries: &[&str]) {
-    let mut guest = Guest::start_as(name, variant);
+    assert_guest_is_whole(Guest::start_as(name, variant), entries, &[]);
+}
+
+/// The same, of a guest that has been started, with more options.
+#[track_caller]
+fn assert_guest_is_whole(mut guest: Guest, entries: &[&str], options: &[&str]) {
     let chains = guest.chains();
-    let serving = Serving::start(guest.pid());
+    let serving = Serving::start_with(guest.pid(), options);
     // A handler's stack is learned in two steps, and on a busy machine its first run is over by then.
     let mut run = || {
         guest.command("run");
@@ -96,6 +101,32 @@ whole_stacks! {
     release_rust: "release", ["main", "work", "start_thread"];
     every_allocating_function: "every-function", ["main"];
     threads_that_share_blocks: "threads", ["main", "churn"];
+}
+
+#[test]
+fn a_program_with_its_rules_in_debug_frame_is_walked_by_them() {
+    let guest = Guest::start_program("frames", &compile::with_debug_frame("frames"));
+    assert_guest_is_whole(guest, &["main"], &[]);
+}
+
+#[test]
+fn a_stripped_program_is_walked_by_the_debug_frame_of_its_debug_file() {
+    let (program, debug_dir) = compile::split("frames");
+    let guest = Guest::start_program("frames", &program);
+    assert_guest_is_whole(guest, &["main"], &["--debug-dir", path_str(&debug_dir)]);
+}
+
+/// Otherwise the tests before this one prove nothing.
+#[test]
+fn a_stripped_program_whose_debug_file_is_not_found_has_broken_stacks() {
+    let mut guest = Guest::start_program("frames", &compile::split("frames").0);
+    let recording = Recording::attach(guest.pid());
+    guest.command("run");
+    let profile = recording.finish().profile();
+    guest.exit();
+    let whole = profile.allocations_by_end().get("whole").copied().unwrap_or_default();
+    let total = u64::try_from(profile.total().alloc_objects).expect("no negative count");
+    assert!(whole < total / 2, "{:#?}", profile.comments);
 }
 
 #[test]

@@ -142,7 +142,8 @@ pub struct InspectArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Names")]
 pub struct SymbolArgs {
-    /// A directory of separate debug files, searched like /usr/lib/debug and before it; can be given several times.
+    /// A directory of separate debug files, searched like /usr/lib/debug and before it, for names and for unwind
+    /// information; can be given several times.
     #[arg(long = "debug-dir", value_name = "DIR")]
     pub debug_dirs: Vec<PathBuf>,
 }

@@ -61,13 +61,14 @@ impl Session {
         capture: Option<Capture>,
     ) -> Result<Self, CliError> {
         let pid = process.pid();
+        let debug_dirs = symbols.debug_dirs.clone();
         let names = Mutex::new(Names::new(pid, symbols));
         let (send, notices) = mpsc::unbounded_channel();
         // A receiver that is gone no longer wants to know.
         let on_notice = move |notice| {
             let _ = send.send(notice);
         };
-        let recording = Recording::start(process, capacities, diagnostics, capture, on_notice)
+        let recording = Recording::start(process, capacities, debug_dirs, diagnostics, capture, on_notice)
             .map_err(CliError::record(pid))?;
         Ok(Self { recording, names, notices: tokio::sync::Mutex::new(notices) })
     }

@@ -11,8 +11,10 @@ use std::{
 use debuginfod::{BuildId, CachingClient, Client, HttpClient, HttpClientError, Readable};
 use ureq::{Agent, http::StatusCode};
 
-use super::debug_file::{DebugFile, has_build_id};
-use crate::target::root::{LastLink, Root};
+use crate::target::{
+    debug_file::{DebugFile, has_build_id},
+    root::{LastLink, Root},
+};
 
 /// The variable that every debuginfod client reads.
 const VARIABLE: &str = "DEBUGINFOD_URLS";

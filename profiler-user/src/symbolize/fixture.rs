@@ -9,15 +9,14 @@ use std::{
 
 use object::{Object, ObjectSymbol};
 
-use super::{
-    Options,
+use super::{error::SymbolizeError, line::Line, module::Sources};
+use crate::target::{
     debug_file::Finder,
-    error::SymbolizeError,
+    elf,
     image::{Cache, Image},
-    line::Line,
-    module::Sources,
+    maps::Module,
+    root::Root,
 };
-use crate::target::{elf, maps::Module, root::Root};
 
 /// Two functions for others to use, and between them one that is not, and one without a size behind them.
 const SOURCE: &str = r#"
@@ -31,8 +30,8 @@ int main(void) { return last_shared(1); }
 "#;
 
 /// A directory that stands for a target's root, with a file `/lib/guest` in it.
-pub(super) struct Guest {
-    pub(super) root: tempfile::TempDir,
+pub(crate) struct Guest {
+    pub(crate) root: tempfile::TempDir,
     /// The file before anything was taken out of it.
     whole: PathBuf,
     held: Option<Arc<File>>,
@@ -40,7 +39,7 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Compiles the source with debug information and these options.
-    pub(super) fn build(options: &[&str]) -> Self {
+    pub(crate) fn build(options: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("lib")).unwrap();
         fs::write(root.path().join("guest.c"), SOURCE).unwrap();
@@ -51,27 +50,27 @@ impl Guest {
         guest
     }
 
-    pub(super) fn library() -> Self {
+    pub(crate) fn library() -> Self {
         Self::build(&["-shared", "-fPIC"])
     }
 
-    pub(super) fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.root.path().join("lib/guest")
     }
 
     /// Runs a program in the root.
-    pub(super) fn run(&self, program: &str, arguments: &[&str]) {
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) {
         let status = Command::new(program).args(arguments).current_dir(self.root.path()).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}");
     }
 
     /// Takes everything out that names need, but for `.dynsym`.
-    pub(super) fn strip(&self) {
+    pub(crate) fn strip(&self) {
         self.run("strip", &["lib/guest"]);
     }
 
     /// Makes `debug`, which has what `strip` takes out.
-    pub(super) fn make_debug_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn make_debug_file(&self, name: &str) -> PathBuf {
         let path = self.root.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         self.run("objcopy", &["--only-keep-debug", "whole", name]);
@@ -79,42 +78,50 @@ impl Guest {
     }
 
     /// Opens the file as it is now, as the mapping of a process would hold it.
-    pub(super) fn hold(&mut self) {
+    pub(crate) fn hold(&mut self) {
         self.held = Some(Arc::new(File::open(self.file()).unwrap()));
     }
 
     /// Takes another file for the one that a mapping holds.
-    pub(super) fn hold_as(&mut self, file: Arc<File>) {
+    pub(crate) fn hold_as(&mut self, file: Arc<File>) {
         self.held = Some(file);
     }
 
-    fn module(&self) -> Module {
+    /// The file as the mapping of a process would have it.
+    pub(crate) fn module(&self) -> Module {
         let file = self.held.clone().unwrap_or_else(|| Arc::new(File::open(self.file()).unwrap()));
         let build_id = elf::build_id(&file).ok().flatten();
         Module { path: "/lib/guest".to_owned(), file: Some(file), build_id }
     }
 
-    pub(super) fn build_id(&self) -> String {
+    pub(crate) fn build_id(&self) -> String {
         let id = elf::build_id(&File::open(&self.whole).unwrap()).unwrap().unwrap();
         id.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Where a debug directory has the debug file.
-    pub(super) fn build_id_name(&self) -> String {
+    pub(crate) fn build_id_name(&self) -> String {
         let id = self.build_id();
         format!(".build-id/{}/{}.debug", &id[..2], &id[2..])
     }
 
     /// The address of a function, as the file states it.
-    pub(super) fn address(&self, function: &str) -> u64 {
+    pub(crate) fn address(&self, function: &str) -> u64 {
         let bytes = fs::read(&self.whole).unwrap();
         let elf = object::File::parse(bytes.as_slice()).unwrap();
         let symbol = elf.symbols().find(|symbol| symbol.name() == Ok(function));
         symbol.unwrap_or_else(|| panic!("no {function}")).address()
     }
 
+    /// Where in the file the address lies that is `inside` bytes behind a function's start, and what is behind it.
+    pub(crate) fn place(&self, function: &str, inside: u64) -> (u64, u64) {
+        let whole = fs::read(&self.whole).unwrap();
+        let segments = Image::parse(whole.as_slice()).unwrap().segments();
+        segments.rest_from(self.address(function) + inside).expect("it is loaded")
+    }
+
     /// The lines at an address that lies `inside` bytes behind a function's start.
-    pub(super) fn lines(&self, function: &str, inside: u64, debug_dirs: &[&Path]) -> Vec<Line> {
+    pub(crate) fn lines(&self, function: &str, inside: u64, debug_dirs: &[&Path]) -> Vec<Line> {
         self.try_lines(function, inside, debug_dirs).unwrap()
     }
 
@@ -127,20 +134,18 @@ impl Guest {
     ) -> Result<Vec<Line>, SymbolizeError> {
         let module = self.module();
         let cache = Cache::new(module.file.as_deref().unwrap());
-        let whole = fs::read(&self.whole).unwrap();
-        let address = self.address(function) + inside;
-        let (offset, _) = Image::parse(whole.as_slice())?.segments().rest_from(address).unwrap();
+        let (offset, _) = self.place(function, inside);
         let image = Image::parse(&cache)?;
-        let options = Options { debug_dirs: debug_dirs.iter().map(|path| path.to_path_buf()).collect() };
+        let given: Vec<PathBuf> = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
         let (ours, target) = (Root::at(Path::new("/")).unwrap(), Root::at(self.root.path()).unwrap());
-        let finder = Finder::new(&options, Some(&ours), Some(&target));
+        let finder = Finder::new(&given, Some(&ours), Some(&target));
         let debug = finder.find(&module, &image);
         let sources = Sources { module: &module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
         Ok(sources.look_up(&[offset])?.remove(0))
     }
 
     /// The name there, empty where there is none.
-    pub(super) fn name(&self, function: &str, inside: u64, debug_dirs: &[&Path]) -> String {
+    pub(crate) fn name(&self, function: &str, inside: u64, debug_dirs: &[&Path]) -> String {
         let lines = self.lines(function, inside, debug_dirs);
         lines.last().map(|line| line.function.name.clone()).unwrap_or_default()
     }

@@ -7,7 +7,8 @@ use std::io::{self, Read};
 use lzma_rust2::XzReader;
 use object::{Object, ObjectSection, ReadRef};
 
-use super::{error::SymbolizeError, image::Image};
+use super::error::SymbolizeError;
+use crate::target::image::Image;
 
 /// What is unpacked at most. Chromium's whole symbol table has 50 MiB.
 const LIMIT_BYTES: u64 = 64 << 20;

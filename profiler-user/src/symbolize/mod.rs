@@ -3,8 +3,6 @@
 //! An address without a name is no error: the frame keeps its address and its mapping. No name is better than a
 //! wrong one.
 
-mod debug_file;
-
 mod debuginfod;
 
 mod demangle;
@@ -14,12 +12,10 @@ mod dwarf;
 mod error;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 
 #[cfg(test)]
 mod hostile;
-
-mod image;
 
 mod jit;
 

@@ -8,15 +8,17 @@ use std::{collections::BTreeSet, fs::File, path::PathBuf};
 use object::ReadRef;
 
 use super::{
-    debug_file::DebugFile,
     dwarf::{self, Answer},
     error::SymbolizeError,
-    image::{Cache, Image},
     line::Line,
     mini,
     symbols::{Search, Table},
 };
-use crate::target::maps::Module;
+use crate::target::{
+    debug_file::DebugFile,
+    image::{Cache, Image},
+    maps::Module,
+};
 
 /// A mapped file and its debug file.
 pub(super) struct Sources<'sources> {
@@ -265,6 +267,6 @@ mod tests {
         let file = fs::File::options().write(true).open(guest.file()).unwrap();
         // e_shoff: the section headers are said to lie outside.
         file.write_all_at(&u64::MAX.to_le_bytes(), 0x28).unwrap();
-        assert!(super::super::image::Image::parse(fs::read(guest.file()).unwrap().as_slice()).is_err());
+        assert!(crate::target::image::Image::parse(fs::read(guest.file()).unwrap().as_slice()).is_err());
     }
 }

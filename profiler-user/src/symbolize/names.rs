@@ -7,18 +7,12 @@ use std::{
     path::Path,
 };
 
-use super::{
-    Options,
-    debug_file::{DebugFile, Finder},
-    debuginfod::Debuginfod,
-    image::{Cache, Image},
-    jit::Jit,
-    line::Line,
-    module::Sources,
-};
+use super::{Options, debuginfod::Debuginfod, jit::Jit, line::Line, module::Sources};
 use crate::{
     source::{RawFrame, RawHeap},
     target::{
+        debug_file::{DebugFile, Finder},
+        image::{Cache, Image},
         maps::{Content, Module, Range},
         root::Root,
     },
@@ -94,7 +88,7 @@ impl Names {
     fn look_up(&mut self, index: usize, module: &Module, offsets: &[u64]) -> Vec<Vec<Line>> {
         let Some(file) = module.file.as_deref().filter(|file| is_elf(file)) else { return Vec::new() };
         let ours = Root::at(Path::new("/")).ok();
-        let finder = Finder::new(&self.options, ours.as_ref(), self.root.as_ref());
+        let finder = Finder::new(&self.options.debug_dirs, ours.as_ref(), self.root.as_ref());
         let debug = self.debug_files.entry(index).or_insert_with(|| {
             let cache = Cache::new(file);
             let image = Image::parse(&cache).ok()?;

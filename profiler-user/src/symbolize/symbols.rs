@@ -15,7 +15,7 @@ use object::{
     },
 };
 
-use super::image::Image;
+use crate::target::image::Image;
 
 type Header = object::elf::FileHeader64<Endianness>;
 

@@ -62,6 +62,9 @@ pub struct Code {
     pub bytes: Vec<u8>,
 }
 
+/// A name may stand in a table several times, in different versions, but not so often.
+const SAME_NAME_LIMIT: usize = 16;
+
 type Reader<'data> = ElfFile64<'data, Endianness, &'data BoundedFile<'data>>;
 
 /// The build id that the linker left in the file.
@@ -80,12 +83,15 @@ pub fn exported(file: &File, names: &[&str]) -> Result<Vec<Function>, ElfError> 
     };
     let segments = segments(&elf);
     let mut found: Vec<(usize, Function)> = Vec::new();
+    let mut seen = vec![0; names.len()];
     for symbol in table.symbols() {
         if !symbol.is_definition() || symbol.kind() != SymbolKind::Text {
             continue;
         }
         let Ok(name) = symbol.name() else { continue };
         let Some(place) = names.iter().position(|wanted| *wanted == name) else { continue };
+        let Some(seen) = seen.get_mut(place).filter(|seen| **seen < SAME_NAME_LIMIT) else { continue };
+        *seen += 1;
         let Some((offset, _)) = segments.rest_from(symbol.address()) else { continue };
         found.push((place, Function { name: name.to_owned(), offset, size_bytes: symbol.size() }));
     }

@@ -21,6 +21,10 @@ pub(crate) mod hostile;
 
 pub mod elf;
 
+pub(crate) mod image;
+
+pub(crate) mod debug_file;
+
 pub mod cfi;
 
 pub mod rows;

@@ -1,6 +1,11 @@
 //! How to go on from any pc of a process: by what its file says, by frame pointer, or not at all.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use profiler_common::{
     target::is_hijacked,
@@ -8,23 +13,32 @@ use profiler_common::{
 };
 
 use super::{
-    cfi::{self, UnwindInfo},
+    cfi::{self, CfiError, UnwindInfo},
+    debug_file::Finder,
+    image::{Cache, Image},
     maps::{AddressSpace, Content, Module, Range},
+    root::Root,
 };
 
 /// Rows for the pcs of one process, with the unwind information of the files seen so far.
 pub struct RowSource {
     pid: u32,
+    debug_dirs: Vec<PathBuf>,
+    /// The process's root directory, kept for when it has ended.
+    root: Option<Root>,
     files: HashMap<usize, FileRows>,
+    /// How much memory may still be taken for unwind information.
+    left_bytes: usize,
     vdso: Option<Option<UnwindInfo>>,
 }
 
 /// What a file says about its code.
-enum FileRows {
-    /// The rules of its functions.
-    Info(UnwindInfo),
-    /// Nothing at all, as Go programs do; they keep frame pointers.
-    Nothing,
+#[derive(Default)]
+struct FileRows {
+    /// The rules of its functions; `None` where it has none at all.
+    own: Option<UnwindInfo>,
+    /// Those in its debug file, once they were looked for.
+    separate: Option<Option<UnwindInfo>>,
 }
 
 /// `mov $15, %rax; syscall`, which is rt_sigreturn.
@@ -33,10 +47,14 @@ const SIGNAL_RETURN_BYTES: usize = 9;
 /// The vDSO has two pages or three; nothing of that name is longer than this.
 const VDSO_LIMIT_BYTES: u64 = 1 << 20;
 
+/// A JVM's files take 5 MiB, a browser's 40; a process can map any number of files that claim to have 256 each.
+const INFO_LIMIT_BYTES: usize = 1 << 30;
+
 impl RowSource {
-    /// Rows of the process `pid`.
-    pub fn new(pid: u32) -> Self {
-        Self { pid, files: HashMap::new(), vdso: None }
+    /// Rows of the process `pid`. Debug files are looked for in `debug_dirs` and where they usually are.
+    pub fn new(pid: u32, debug_dirs: Vec<PathBuf>) -> Self {
+        let root = Root::of(pid).ok();
+        Self { pid, debug_dirs, root, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES, vdso: None }
     }
 
     /// Reads the unwind information of every file that is mapped now.
@@ -45,9 +63,61 @@ impl RowSource {
             let Content::Module(index) = range.content else { continue };
             let Some(module) = space.modules().get(index) else { continue };
             if let Some(file) = module.file.as_deref() {
-                self.files.entry(index).or_insert_with(|| FileRows::of(file, &module.path));
+                self.load(index, module, file);
             }
         }
+    }
+
+    fn load(&mut self, index: usize, module: &Module, file: &File) {
+        if self.files.contains_key(&index) {
+            return;
+        }
+        let own = self.keep(&module.path, UnwindInfo::load(file));
+        let is_silent = own.is_none();
+        self.files.insert(index, FileRows { own, separate: None });
+        if is_silent {
+            self.look_beside(index, module, file);
+        }
+    }
+
+    /// Looks for the file's debug file, once.
+    fn look_beside(&mut self, index: usize, module: &Module, file: &File) {
+        if self.files.get(&index).is_none_or(|rows| rows.separate.is_some()) {
+            return;
+        }
+        let separate = self.find_separate(module, file);
+        let info =
+            separate.and_then(|separate| self.keep(&module.path, UnwindInfo::load_separate(&separate, file)));
+        if let Some(rows) = self.files.get_mut(&index) {
+            rows.separate = Some(info);
+        }
+    }
+
+    fn find_separate(&self, module: &Module, file: &File) -> Option<File> {
+        let cache = Cache::new(file);
+        let image = Image::parse(&cache).ok()?;
+        let ours = Root::at(Path::new("/")).ok();
+        let finder = Finder::new(&self.debug_dirs, ours.as_ref(), self.root.as_ref()).promptly();
+        finder.find(module, &image).map(|debug| debug.file)
+    }
+
+    /// What was read, as far as there is room for it.
+    fn keep(&mut self, path: &str, read: Result<Option<UnwindInfo>, CfiError>) -> Option<UnwindInfo> {
+        let info = read
+            .inspect_err(|error| {
+                let error: &dyn std::error::Error = error;
+                tracing::warn!(path, error, "no unwind information");
+            })
+            .ok()??;
+        let Some(left) = self.left_bytes.checked_sub(info.size_bytes()) else {
+            tracing::warn!(
+                path,
+                "no unwind information: that of other files takes all the memory there is for it"
+            );
+            return None;
+        };
+        self.left_bytes = left;
+        Some(info)
     }
 
     /// The row at a pc, which is a return address.
@@ -80,25 +150,18 @@ impl RowSource {
 
     fn file_row(&mut self, index: usize, module: &Module, range: &Range, call: u64) -> Row {
         let Some(file) = module.file.as_deref() else { return Row::stop(WalkEnd::NoUnwindInfo) };
-        let rows = self.files.entry(index).or_insert_with(|| FileRows::of(file, &module.path));
-        let FileRows::Info(info) = rows else { return Row::FRAME_POINTER };
-        let Some(svma) =
-            (call - range.start).checked_add(range.offset).and_then(|offset| info.svma_of(offset))
-        else {
+        let Some(offset) = (call - range.start).checked_add(range.offset) else {
             return Row::stop(WalkEnd::NoUnwindInfo);
         };
-        let nothing = Row::stop(WalkEnd::NoUnwindInfo);
-        let mut row = info.row(svma);
-        if row == nothing && is_signal_return(file, range, call) {
+        self.load(index, module, file);
+        if let Some(row) = self.files.get(&index).and_then(|rows| rows.told(offset)) {
+            return row;
+        }
+        if is_signal_return(file, offset) {
             return Row::SIGNAL;
         }
-        if row == nothing && info.row(svma.saturating_add(1)) != nothing {
-            // A function that is returned to at its first byte was never called: the outermost one of a coroutine.
-            row = Row::END;
-        }
-        // Code that its file says nothing about, in a Go program or in V8 all but the C, mostly keeps frame pointers; where
-        // it does not, the walk goes astray at once and says so.
-        if row == nothing { Row::FRAME_POINTER } else { row }
+        self.look_beside(index, module, file);
+        self.files.get(&index).map_or(Row::stop(WalkEnd::NoUnwindInfo), |rows| rows.row(offset))
     }
 
     fn vdso_row(&mut self, range: &Range, call: u64) -> Row {
@@ -110,23 +173,44 @@ impl RowSource {
 }
 
 impl FileRows {
-    fn of(file: &File, path: &str) -> Self {
-        match UnwindInfo::load(file) {
-            Ok(Some(info)) => Self::Info(info),
-            Ok(None) => Self::Nothing,
-            Err(error) => {
-                tracing::warn!(path, %error, "no unwind information");
-                Self::Nothing
-            }
+    fn infos(&self) -> impl Iterator<Item = &UnwindInfo> {
+        self.own.iter().chain(self.separate.iter().flatten())
+    }
+
+    /// What is said about the byte at an offset in the file: by the file itself if it can, since exceptions are thrown by
+    /// that, so that somebody has noticed when it was wrong.
+    fn told(&self, offset: u64) -> Option<Row> {
+        self.infos().find_map(|info| info.told(info.svma_of(offset)?))
+    }
+
+    /// The row at the byte at an offset in the file, about which nothing may be said.
+    fn row(&self, offset: u64) -> Row {
+        if let Some(row) = self.told(offset) {
+            return row;
         }
+        let Some(info) = self.infos().next() else {
+            // Go programs have nothing, and keep frame pointers.
+            return Row::FRAME_POINTER;
+        };
+        let nothing = Row::stop(WalkEnd::NoUnwindInfo);
+        let Some(svma) = info.svma_of(offset) else { return nothing };
+        // The outermost function is `_start`, or one that is returned to at its first byte and so was never called: that of
+        // a coroutine.
+        let row = info.row(svma);
+        if row != nothing || offset.checked_add(1).and_then(|next| self.told(next)).is_some() {
+            return Row::END;
+        }
+        // Code that its file says nothing about, in a Go program or in V8 all but the C, mostly keeps frame pointers; where
+        // it does not, the walk goes astray at once and says so.
+        Row::FRAME_POINTER
     }
 }
 
-/// Whether a signal handler returns to the byte behind `call`. musl says so in its code only.
-fn is_signal_return(file: &File, range: &Range, call: u64) -> bool {
+/// Whether a signal handler returns to the byte behind that at an offset in the file. musl says so in its code only.
+fn is_signal_return(file: &File, offset: u64) -> bool {
     let mut code = [0; SIGNAL_RETURN_BYTES];
-    let offset = (call - range.start).checked_add(range.offset).and_then(|offset| offset.checked_add(1));
-    offset.is_some_and(|offset| file.read_exact_at(&mut code, offset).is_ok()) && cfi::is_signal_return(&code)
+    let next = offset.checked_add(1);
+    next.is_some_and(|next| file.read_exact_at(&mut code, next).is_ok()) && cfi::is_signal_return(&code)
 }
 
 /// The vDSO is in no file: it is read out of the process, in which it is the same from beginning to end.
@@ -136,4 +220,76 @@ fn read_vdso(pid: u32, range: &Range) -> Option<UnwindInfo> {
     let thread = super::process::live_thread(pid)?;
     File::open(format!("/proc/{thread}/mem")).ok()?.read_exact_at(&mut bytes, range.start).ok()?;
     UnwindInfo::from_image(bytes).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::symbolize::fixture::Guest;
+
+    /// No `.eh_frame`, and a base address other than 0.
+    fn guest(options: &[&str]) -> Guest {
+        let always =
+            ["-shared", "-fPIC", "-nostdlib", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer"];
+        Guest::build(&[&always, options].concat())
+    }
+
+    /// The row at a function, with what is found beside the file in these directories.
+    fn row(guest: &Guest, function: &str, debug_dirs: &[&Path]) -> Row {
+        let mut source = RowSource::new(u32::MAX, debug_dirs.iter().map(|path| path.to_path_buf()).collect());
+        source.root = Root::at(guest.root.path()).ok();
+        let module = guest.module();
+        let (offset, _) = guest.place(function, 1);
+        let range = Range { start: 0x7000_0000, end: 0x7100_0000, offset: 0, content: Content::Module(0) };
+        source.file_row(0, &module, &range, range.start + offset)
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_is_walked_by_what_its_debug_file_says() {
+        let guest = guest(&["-Wl,-Ttext-segment=0x5500000000"]);
+        let whole = row(&guest, "hidden_between", &[]);
+        assert!(![Row::FRAME_POINTER, Row::END].contains(&whole), "its own .debug_frame: {whole:?}");
+        guest.make_debug_file(&format!("given/{}", guest.build_id_name()));
+        guest.strip();
+        let given = guest.root.path().join("given");
+        assert_eq!(row(&guest, "hidden_between", &[]), Row::FRAME_POINTER, "it is not found");
+        assert_eq!(row(&guest, "hidden_between", &[&given]), whole);
+        assert_eq!(row(&guest, "by_hand", &[&given]), Row::FRAME_POINTER, "nothing is said about that");
+    }
+
+    #[test]
+    fn a_debug_file_is_used_by_the_name_that_the_file_has_for_it() {
+        let guest = guest(&[]);
+        let whole = row(&guest, "hidden_between", &[]);
+        let debug = guest.make_debug_file("lib/.debug/guest.debug");
+        guest.strip();
+        guest.run("objcopy", &["--add-gnu-debuglink=lib/.debug/guest.debug", "lib/guest"]);
+        assert_eq!(row(&guest, "hidden_between", &[]), whole);
+        fs::write(debug, "another one").unwrap();
+        assert_eq!(row(&guest, "hidden_between", &[]), Row::FRAME_POINTER);
+    }
+
+    #[test]
+    fn a_file_that_was_moved_after_its_debug_file_was_made_is_walked() {
+        let id = "-Wl,--build-id=0x00112233445566778899aabbccddeeff";
+        let before = guest(&[id]);
+        let after = guest(&[id, "-Wl,-Ttext-segment=0x5500000000"]);
+        let whole = row(&after, "hidden_between", &[]);
+        before.make_debug_file(&format!("given/{}", before.build_id_name()));
+        after.strip();
+        assert_eq!(row(&after, "hidden_between", &[&before.root.path().join("given")]), whole);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_there_is_room_for() {
+        let guest = guest(&[]);
+        let mut source = RowSource::new(u32::MAX, Vec::new());
+        source.left_bytes = 1;
+        let module = guest.module();
+        let loaded = UnwindInfo::load(module.file.as_deref().unwrap());
+        assert!(loaded.as_ref().is_ok_and(|info| info.as_ref().is_some_and(|info| info.size_bytes() > 1)));
+        assert!(source.keep(&module.path, loaded).is_none());
+    }
 }

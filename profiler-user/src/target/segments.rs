@@ -15,6 +15,9 @@ pub(crate) struct Segment {
     pub(crate) is_executable: bool,
 }
 
+/// The kernel runs no program with more headers than fit 64 KiB (`load_elf_phdrs` in fs/binfmt_elf.c).
+const LIMIT: usize = (64 << 10) / 56;
+
 /// The stretches of a file that are loaded (ELF gABI, chapter 5: address = offset − p_offset + p_vaddr).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segments(Vec<Segment>);
@@ -45,7 +48,7 @@ impl Segments {
             size_bytes: header.p_filesz(endian),
             is_executable: header.p_flags(endian).contains(PF_X),
         };
-        Self(loaded.map(segment).collect())
+        Self(loaded.take(LIMIT).map(segment).collect())
     }
 
     /// The address of the byte at an offset in the file; `None` where that is not loaded.
@@ -65,6 +68,16 @@ impl Segments {
     /// The address from which the file wants to be loaded.
     pub(crate) fn base(&self) -> Option<u64> {
         self.0.iter().map(|segment| segment.address).min()
+    }
+
+    /// The same where the file wants to be loaded from another address on; as it is where either has no address.
+    pub(crate) fn moved_to(mut self, base: Option<u64>) -> Self {
+        if let Some((from, to)) = self.base().zip(base) {
+            for segment in &mut self.0 {
+                segment.address = segment.address.wrapping_sub(from).wrapping_add(to);
+            }
+        }
+        self
     }
 
     /// What is loaded, in the order of the file's headers.
@@ -99,6 +112,16 @@ mod tests {
         let segments = Segments(vec![segment(0, 0, 0x1100, false), segment(0x1000, 0x2000, 0x500, true)]);
         assert_eq!(segments.address_at(0x1050), Some(0x2050));
         assert_eq!(segments.address_at(0xfff), Some(0xfff));
+    }
+
+    #[test]
+    fn a_file_that_was_moved_has_its_segments_elsewhere() {
+        let segments =
+            || Segments(vec![segment(0, 0x1000, 0x500, true), segment(0x500, 0x3000, 0x500, false)]);
+        assert_eq!(segments().moved_to(Some(0x40_0000)).address_at(0x510), Some(0x40_2010));
+        assert_eq!(segments().moved_to(Some(0)).address_at(0x10), Some(0x10));
+        assert_eq!(segments().moved_to(None).address_at(0x10), Some(0x1010));
+        assert_eq!(Segments::default().moved_to(Some(1)).base(), None);
     }
 
     #[test]

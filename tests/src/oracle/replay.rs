@@ -40,7 +40,7 @@ impl Replay {
             };
             ranges.push(Range { start: range.start, end: range.end, offset: range.offset, content });
         }
-        Self { space: AddressSpace::of(modules, ranges), rows: RowSource::new(NOBODY) }
+        Self { space: AddressSpace::of(modules, ranges), rows: RowSource::new(NOBODY, Vec::new()) }
     }
 
     /// Walks a stack from where heaptap began, and no further than it came.

@@ -31,14 +31,21 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    /// `depth` is the most frames to keep of a stack. Every stack that comes by with its memory is kept in `capture`.
-    pub(super) fn new(pid: u32, depth: u32, teaching: Teaching, capture: Option<Capture>) -> Self {
+    /// `depth` is the most frames to keep of a stack; `source` has the rows of the same process. Every stack that comes by
+    /// with its memory is kept in `capture`.
+    pub(super) fn new(
+        pid: u32,
+        depth: u32,
+        teaching: Teaching,
+        source: RowSource,
+        capture: Option<Capture>,
+    ) -> Self {
         let depth = usize::try_from(depth).unwrap_or(usize::MAX);
         Self {
             pid,
             depth,
             teaching,
-            source: RowSource::new(pid),
+            source,
             epoch: 0,
             rows: HashMap::new(),
             unfinished: HashMap::new(),

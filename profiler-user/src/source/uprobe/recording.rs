@@ -3,6 +3,7 @@
 use std::{
     io,
     num::NonZeroU32,
+    path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
@@ -28,6 +29,7 @@ use crate::{
         allocator::{self, Findings},
         maps::AddressSpace,
         process::{ProcessError, live_thread},
+        rows::RowSource,
     },
 };
 
@@ -97,11 +99,13 @@ pub struct Recording {
 impl Recording {
     /// Attaches to every allocator of the process and begins to count.
     ///
-    /// `diagnostics` lets the kernel side write a log. Every new stack is kept in `capture`, with the memory that it was
-    /// walked in. `on_notice` is called from a thread of its own.
+    /// Unwind information that was split off is looked for in `debug_dirs` too. `diagnostics` lets the kernel side write a
+    /// log. Every new stack is kept in `capture`, with the memory that it was walked in. `on_notice` is called from a
+    /// thread of its own.
     pub fn start(
         process: Process,
         capacities: &Capacities,
+        debug_dirs: Vec<PathBuf>,
         diagnostics: bool,
         capture: Option<Capture>,
         on_notice: impl FnMut(Notice) + Send + 'static,
@@ -121,7 +125,8 @@ impl Recording {
         let probes = attach_to(&mut kernel, &process, &findings, &space)?;
         attach_lifecycle(&mut kernel)?;
         let is_witnessed = capture.is_some();
-        let mut learner = Learner::new(pid, capacities.stack_depth, teaching, capture);
+        let source = RowSource::new(pid, debug_dirs);
+        let mut learner = Learner::new(pid, capacities.stack_depth, teaching, source, capture);
         learner.prepare(&space);
         let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
         let drain = drain.map_err(RecordError::Drain)?;

@@ -5,7 +5,7 @@ use std::{fs::File, io::Read};
 use flate2::read::ZlibDecoder;
 use object::{
     Endianness, ReadRef,
-    elf::{EM_X86_64, FileHeader64, PT_GNU_EH_FRAME, SHF_COMPRESSED, SHT_NOBITS},
+    elf::{EM_X86_64, FileHeader64, PT_GNU_EH_FRAME, ProgramHeader64, SHF_COMPRESSED, SHT_NOBITS},
     read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable},
 };
 
@@ -45,9 +45,16 @@ impl Parts {
         collect(&BoundedFile::new(file), &read, true)
     }
 
-    pub(super) fn of_separate(file: &File) -> Result<Self, CfiError> {
-        let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
-        collect(&BoundedFile::new(file), &read, false)
+    /// What `separate` has of the file that it was split off from, which lies where `file` says.
+    pub(super) fn of_separate(separate: &File, file: &File) -> Result<Self, CfiError> {
+        let read = |part, offset, size_bytes| read_file(separate, part, offset, size_bytes);
+        let bounded = BoundedFile::new(separate);
+        let parts = collect(&bounded, &read, false)?;
+        let base = Headers::parse(&bounded)?.segments()?.base();
+        let whole = BoundedFile::new(file);
+        let headers = Headers::parse(&whole)?;
+        // `prelink` moves a file to another address after its debug file was split off.
+        Ok(Self { segments: headers.segments()?.moved_to(base), ..parts })
     }
 
     pub(super) fn of_image(image: &[u8]) -> Result<Self, CfiError> {
@@ -67,36 +74,64 @@ fn read_file(file: &File, part: &'static str, offset: u64, size_bytes: u64) -> R
 }
 
 /// `object`'s own view of a file would read its symbols as well: the headers are all that is needed here.
+struct Headers<'data, R> {
+    data: R,
+    header: &'data FileHeader64<Endianness>,
+    endian: Endianness,
+}
+
+impl<'data, R: ReadRef<'data>> Headers<'data, R> {
+    fn parse(data: R) -> Result<Self, CfiError> {
+        let header: &FileHeader64<Endianness> = FileHeader64::parse(data).map_err(CfiError::Broken)?;
+        let endian = header.endian().map_err(CfiError::Broken)?;
+        let machine = header.e_machine(endian);
+        if machine != EM_X86_64 {
+            return Err(CfiError::Machine { machine: machine.0 });
+        }
+        Ok(Self { data, header, endian })
+    }
+
+    /// Broken section headers are as good as none: programs run without.
+    fn sections(&self) -> SectionTable<'data, FileHeader64<Endianness>, R> {
+        if are_few(self.header.shnum(self.endian, self.data)) {
+            self.header.sections(self.endian, self.data).unwrap_or_default()
+        } else {
+            SectionTable::default()
+        }
+    }
+
+    fn programs(&self) -> Result<&'data [ProgramHeader64<Endianness>], CfiError> {
+        if are_few(self.header.phnum(self.endian, self.data)) {
+            self.header.program_headers(self.endian, self.data).map_err(CfiError::Broken)
+        } else {
+            Ok(&[])
+        }
+    }
+
+    fn segments(&self) -> Result<Segments, CfiError> {
+        Ok(Segments::of(self.programs()?, self.endian))
+    }
+}
+
+fn are_few(count: object::Result<u32>) -> bool {
+    count.is_ok_and(|count| count <= HEADERS_LIMIT)
+}
+
 fn collect<'data>(
     data: impl ReadRef<'data>,
     read: ReadPart<'_>,
     with_segments: bool,
 ) -> Result<Parts, CfiError> {
-    let header: &FileHeader64<Endianness> = FileHeader64::parse(data).map_err(CfiError::Broken)?;
-    let endian = header.endian().map_err(CfiError::Broken)?;
-    let machine = header.e_machine(endian);
-    if machine != EM_X86_64 {
-        return Err(CfiError::Machine { machine: machine.0 });
-    }
-    let few = |count: object::Result<u32>| count.is_ok_and(|count| count <= HEADERS_LIMIT);
-    // Broken section headers are as good as none: programs run without.
-    let sections = if few(header.shnum(endian, data)) {
-        header.sections(endian, data).unwrap_or_default()
-    } else {
-        SectionTable::default()
-    };
-    let programs = if few(header.phnum(endian, data)) {
-        header.program_headers(endian, data).map_err(CfiError::Broken)?
-    } else {
-        &[]
-    };
+    let headers = Headers::parse(data)?;
+    let endian = headers.endian;
+    let (sections, programs) = (headers.sections(), headers.programs()?);
     let section = |name| Section::find(&sections, endian, name);
-    let mut parts = Parts { entry: header.e_entry(endian), ..Parts::default() };
+    let mut parts = Parts { entry: headers.header.e_entry(endian), ..Parts::default() };
     if let Some(found) = section(".eh_frame") {
         parts.eh_frame = Some(Part { address: found.address, bytes: found.read(read)? });
     }
     if with_segments {
-        parts.segments = Segments::of(programs, endian);
+        parts.segments = headers.segments()?;
         parts.search_table = programs
             .iter()
             .find(|program| program.p_type(endian) == PT_GNU_EH_FRAME)

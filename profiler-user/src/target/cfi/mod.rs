@@ -127,10 +127,10 @@ impl UnwindInfo {
         Ok(Self::from_parts(Parts::of_image(&bytes)?))
     }
 
-    /// Reads a file that holds only what was stripped from another one. It tells nothing about how that one is laid
-    /// out: [`UnwindInfo::svma_of`] is for the other one.
-    pub fn load_separate(file: &File) -> Result<Option<Self>, CfiError> {
-        Ok(Self::from_parts(Parts::of_separate(file)?))
+    /// Reads what was stripped from `file` into a file of its own. Offsets are those in `file`, addresses those that the
+    /// separate file states.
+    pub fn load_separate(separate: &File, file: &File) -> Result<Option<Self>, CfiError> {
+        Ok(Self::from_parts(Parts::of_separate(separate, file)?))
     }
 
     fn from_parts(parts: Parts) -> Option<Self> {
@@ -151,10 +151,20 @@ impl UnwindInfo {
     /// Code that the file says nothing about has [`WalkEnd::NoUnwindInfo`], what a row cannot express and what is
     /// broken has [`WalkEnd::Unsupported`].
     pub fn row(&self, svma: u64) -> Row {
-        if let Some(row) = self.tables.iter().find_map(|table| table.row(svma)) {
+        if let Some(row) = self.told(svma) {
             return row;
         }
         if self.is_in_start(svma) { Row::END } else { Row::stop(WalkEnd::NoUnwindInfo) }
+    }
+
+    /// What the file itself says about the code at `svma`; `None` where it says nothing.
+    pub fn told(&self, svma: u64) -> Option<Row> {
+        self.tables.iter().find_map(|table| table.row(svma))
+    }
+
+    /// How much memory it takes, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.tables.iter().map(Table::size_bytes).sum()
     }
 
     fn is_in_start(&self, svma: u64) -> bool {
@@ -237,7 +247,7 @@ mod tests {
         frames[fde + 4..fde + 8].fill(0);
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&assemble::elf_with_section(".debug_frame", 0, &frames), 0).unwrap();
-        let info = UnwindInfo::load_separate(&file).unwrap().expect("a section");
+        let info = UnwindInfo::load_separate(&file, &file).unwrap().expect("a section");
         assert_eq!(info.row(0x1000), Row::new(Kind::Sp, FpRule::Unchanged, 0, 8));
         let nothing = tempfile::tempfile().unwrap();
         nothing.write_all_at(&assemble::elf_with_section(".text", 0, b"code"), 0).unwrap();

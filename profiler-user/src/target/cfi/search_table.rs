@@ -26,6 +26,11 @@ impl SearchTable {
         Some(Self { address, eh_frame_address, bytes })
     }
 
+    /// How much memory it takes, in bytes.
+    pub(super) const fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Where `.eh_frame` is said to begin.
     pub(super) const fn eh_frame_address(&self) -> u64 {
         self.eh_frame_address

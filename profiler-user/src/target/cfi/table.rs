@@ -59,6 +59,11 @@ impl Table {
         Self { form: Form::DebugFrame, bytes, bases, search_table: None, index: OnceLock::new() }
     }
 
+    /// How much memory it takes, in bytes, but for an index of our own, which takes less.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.bytes.len() + self.search_table.as_ref().map_or(0, SearchTable::size_bytes)
+    }
+
     /// What the section says about an address; `None` where it says nothing.
     pub(super) fn row(&self, svma: u64) -> Option<Row> {
         match self.form {

@@ -1,6 +1,6 @@
-//! What the search for names asks of an ELF file.
+//! What the search for names and for debug files asks of an ELF file.
 //!
-//! The file may be made to confuse: see [`crate::target::bounded`].
+//! The file may be made to confuse: see [`super::bounded`].
 
 use std::{
     ffi::OsString,
@@ -14,47 +14,46 @@ use object::{
     read::elf::{ElfFile64, SectionHeader},
 };
 
-use super::error::SymbolizeError;
-use crate::target::{bounded::BoundedFile, segments::Segments};
+use super::{bounded::BoundedFile, segments::Segments};
 
 /// A file that is read where it is asked for.
-pub(super) type Cache<'file> = BoundedFile<'file>;
+pub(crate) type Cache<'file> = BoundedFile<'file>;
 
 /// An ELF file.
-pub(super) struct Image<'data, R: ReadRef<'data>> {
-    pub(super) elf: ElfFile64<'data, Endianness, R>,
+pub(crate) struct Image<'data, R: ReadRef<'data>> {
+    pub(crate) elf: ElfFile64<'data, Endianness, R>,
 }
 
 /// The separate debug file that a file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DebugLink {
+pub(crate) struct DebugLink {
     /// Its name, which is one part of a path.
-    pub(super) name: OsString,
+    pub(crate) name: OsString,
     /// What its content must come to.
-    pub(super) crc: u32,
+    pub(crate) crc: u32,
 }
 
 /// Other files that debug information refers to, and that blazesym would open by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Links {
+pub(crate) struct Links {
     /// `.gnu_debuglink`.
-    pub(super) debug_file: bool,
+    pub(crate) debug_file: bool,
     /// `.gnu_debugaltlink` or `.debug_sup`, which `dwz` makes.
-    pub(super) common_file: bool,
+    pub(crate) common_file: bool,
 }
 
 impl<'data, R: ReadRef<'data>> Image<'data, R> {
-    pub(super) fn parse(data: R) -> Result<Self, SymbolizeError> {
+    pub(crate) fn parse(data: R) -> object::Result<Self> {
         Ok(Self { elf: ElfFile64::parse(data)? })
     }
 
     /// Where the file is loaded.
-    pub(super) fn segments(&self) -> Segments {
+    pub(crate) fn segments(&self) -> Segments {
         Segments::of(self.elf.elf_program_headers(), self.elf.endian())
     }
 
     /// The debug file that this file names, if it names one by a plain file name as it should.
-    pub(super) fn debug_link(&self) -> Option<DebugLink> {
+    pub(crate) fn debug_link(&self) -> Option<DebugLink> {
         let (name, crc) = self.elf.gnu_debuglink().ok()??;
         let name = OsString::from_vec(name.to_vec());
         let mut parts = Path::new(&name).components();
@@ -64,7 +63,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         is_plain.then_some(DebugLink { name, crc })
     }
 
-    pub(super) fn links(&self) -> Links {
+    pub(crate) fn links(&self) -> Links {
         let has = |name| self.elf.section_by_name(name).is_some();
         Links {
             debug_file: has(".gnu_debuglink"),
@@ -73,16 +72,16 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
     }
 
     /// Whether there is DWARF in the file itself.
-    pub(super) fn has_dwarf(&self) -> bool {
+    pub(crate) fn has_dwarf(&self) -> bool {
         [".debug_info", ".zdebug_info"].into_iter().any(|name| self.has_content(name))
     }
 
     /// Whether there is a symbol table in the file itself, besides that of the dynamic linker.
-    pub(super) fn has_symbols(&self) -> bool {
+    pub(crate) fn has_symbols(&self) -> bool {
         self.has_content(".symtab")
     }
 
-    pub(super) fn build_id(&self) -> Option<Vec<u8>> {
+    pub(crate) fn build_id(&self) -> Option<Vec<u8>> {
         self.elf.build_id().ok().flatten().map(<[u8]>::to_vec)
     }
 

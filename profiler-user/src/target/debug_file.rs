@@ -13,10 +13,7 @@ use std::{
 use object::ReadRef;
 
 use super::{
-    Options,
     image::{Cache, DebugLink, Image},
-};
-use crate::target::{
     maps::Module,
     root::{LastLink, Root},
 };
@@ -27,35 +24,46 @@ const SYSTEM_DIR: &str = "/usr/lib/debug";
 /// What is read at most to check a file's content. Chromium's debug file has 4 GiB.
 const CONTENT_LIMIT_BYTES: u64 = 16 << 30;
 
+/// The same where a process waits: a tenth of a second, from a cache.
+const PROMPT_LIMIT_BYTES: u64 = 256 << 20;
+
 /// A debug file that was checked to belong to a module.
 #[derive(Debug)]
-pub(super) struct DebugFile {
-    pub(super) file: File,
+pub(crate) struct DebugFile {
+    pub(crate) file: File,
     /// Whether it comes from our own directories rather than from the target's.
-    pub(super) is_ours: bool,
+    pub(crate) is_ours: bool,
 }
 
 /// Looks for the debug file of a module.
 #[derive(Debug)]
-pub(super) struct Finder<'options> {
-    options: &'options Options,
+pub(crate) struct Finder<'places> {
+    /// Directories to search before the system's own.
+    given: &'places [PathBuf],
     /// The root that our own directories are in.
-    ours: Option<&'options Root>,
+    ours: Option<&'places Root>,
     /// The target's root.
-    target: Option<&'options Root>,
+    target: Option<&'places Root>,
+    content_limit_bytes: u64,
 }
 
-impl<'options> Finder<'options> {
-    pub(super) const fn new(
-        options: &'options Options,
-        ours: Option<&'options Root>,
-        target: Option<&'options Root>,
+impl<'places> Finder<'places> {
+    /// Looks in the directories `given` and the system's in the root `ours`, and in the usual places in the root `target`.
+    pub(crate) const fn new(
+        given: &'places [PathBuf],
+        ours: Option<&'places Root>,
+        target: Option<&'places Root>,
     ) -> Self {
-        Self { options, ours, target }
+        Self { given, ours, target, content_limit_bytes: CONTENT_LIMIT_BYTES }
+    }
+
+    /// Passes over files that only their whole content could prove to belong, where that takes long to read.
+    pub(crate) const fn promptly(self) -> Self {
+        Self { content_limit_bytes: PROMPT_LIMIT_BYTES, ..self }
     }
 
     /// The debug file of `module`, whose content is `image`.
-    pub(super) fn find<'data, R: ReadRef<'data>>(
+    pub(crate) fn find<'data, R: ReadRef<'data>>(
         &self,
         module: &Module,
         image: &Image<'data, R>,
@@ -68,9 +76,9 @@ impl<'options> Finder<'options> {
     }
 
     /// Our directories, in the order in which they are searched.
-    pub(super) fn directories(&self) -> Vec<PathBuf> {
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
         // Names are looked up from the root.
-        let given = self.options.debug_dirs.iter().map(std::path::absolute).filter_map(Result::ok);
+        let given = self.given.iter().map(std::path::absolute).filter_map(Result::ok);
         given.chain([PathBuf::from(SYSTEM_DIR)]).collect()
     }
 
@@ -103,7 +111,7 @@ impl<'options> Finder<'options> {
                         (Some(found), Some(wanted)) => found == wanted,
                         _ => true,
                     })
-                    && checksum(file) == Some(link.crc)
+                    && checksum(file, self.content_limit_bytes) == Some(link.crc)
             },
         )
     }
@@ -145,7 +153,7 @@ impl Candidate {
 }
 
 /// Whether `file` is the debug file of what has this build id.
-pub(super) fn has_build_id(file: &File, build_id: &[u8]) -> bool {
+pub(crate) fn has_build_id(file: &File, build_id: &[u8]) -> bool {
     Candidate::of(file).is_some_and(|found| found.build_id.as_deref() == Some(build_id))
 }
 
@@ -161,15 +169,15 @@ fn build_id_name(build_id: &[u8]) -> Option<PathBuf> {
 }
 
 /// The sum that `.gnu_debuglink` has: CRC-32 of the whole file.
-fn checksum(file: &File) -> Option<u32> {
-    if file.metadata().ok()?.len() > CONTENT_LIMIT_BYTES {
+fn checksum(file: &File, limit_bytes: u64) -> Option<u32> {
+    if file.metadata().ok()?.len() > limit_bytes {
         return None;
     }
     let mut hasher = crc32fast::Hasher::new();
     let mut chunk = vec![0; 1 << 20];
     let mut reader = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)))
         .ok()?
-        .take(CONTENT_LIMIT_BYTES);
+        .take(limit_bytes);
     loop {
         match reader.read(&mut chunk).ok()? {
             0 => return Some(hasher.finalize()),
@@ -182,7 +190,7 @@ fn checksum(file: &File) -> Option<u32> {
 mod tests {
     use std::{fs, io::Write};
 
-    use super::super::fixture::Guest;
+    use crate::symbolize::fixture::Guest;
 
     /// A stripped library whose debug file lies where `name` says, in the target's root.
     fn linked(name: &str) -> Guest {
