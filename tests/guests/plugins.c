@@ -19,7 +19,7 @@ CHAIN(first_malloc, "first_malloc first_work use main");
 SITE(second_malloc);
 CHAIN(second_malloc, "second_malloc second_work use main");
 
-static struct block kept[2];
+static struct block kept[3];
 
 static void *open_plugin(const char *file)
 {
@@ -62,6 +62,13 @@ static KEEP void first(const char *argument)
     use(plugin, "first_work", &first_malloc_site, &kept[0]);
 }
 
+/* Once more, by what is mapped, whatever lies at the file's name by now. */
+static KEEP void again(const char *argument)
+{
+    (void)argument;
+    use(plugin, "first_work", &first_malloc_site, &kept[2]);
+}
+
 static KEEP void second(const char *argument)
 {
     (void)argument;
@@ -83,6 +90,7 @@ static void run(const char *argument)
 
 int main(void)
 {
-    serve((const struct command[]){ { "first", first }, { "second", second }, { "run", run }, { 0 } });
+    serve((const struct command[]){
+        { "first", first }, { "again", again }, { "second", second }, { "run", run }, { 0 } });
     return 0;
 }

@@ -143,11 +143,37 @@ fn debug_frame(name: &str) -> Step {
     Step::of("cc", source(&format!("{name}.c"))).flags(C).flags(DEBUG_FRAME).flag(BUILD_ID).output(name)
 }
 
+/// The plugins, whose first library has compressed debug information.
+pub fn packed_plugins() -> PathBuf {
+    let packs = [Step::tool("objcopy", &["--compress-debug-sections=zlib", "libplugin-first.so"])];
+    plugins(packs)
+}
+
+/// The plugins, whose libraries are stripped and name debug files beside them.
+pub fn linked_plugins() -> PathBuf {
+    plugins([
+        Step::tool("objcopy", &["--only-keep-debug", "libplugin-first.so", "libplugin-first.debug"]),
+        Step::tool("objcopy", &["--only-keep-debug", "libplugin-second.so", "libplugin-second.debug"]),
+        Step::tool("strip", &["libplugin-first.so", "libplugin-second.so"]),
+        Step::tool("objcopy", &["--add-gnu-debuglink=libplugin-first.debug", "libplugin-first.so"]),
+        Step::tool("objcopy", &["--add-gnu-debuglink=libplugin-second.debug", "libplugin-second.so"]),
+    ])
+}
+
+fn plugins(then: impl IntoIterator<Item = Step>) -> PathBuf {
+    let name = "plugins";
+    let mut steps = libraries(name, Variant::NoFramePointers);
+    steps.extend(then);
+    steps.push(language(name, Variant::NoFramePointers).output(name).flags(BESIDE));
+    build(&steps).join(name)
+}
+
 /// Compiles every program in every way that a test might ask for, for tests that run where no compiler is.
 pub fn every_program() -> Vec<PathBuf> {
     let folder = source("");
     let entries = fs::read_dir(&folder).unwrap_or_else(|err| panic!("{}: {err}", folder.display()));
     let mut programs = vec![no_allocator(Width::Bits64), with_debug_frame("frames"), split("frames").0];
+    programs.extend([packed_plugins(), linked_plugins()]);
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");

@@ -74,7 +74,7 @@ fn run_here() -> Result<()> {
 }
 
 /// The tests that work on files and need no root.
-const REPLAY: [&str; 3] = ["bad_profile", "replay", "stacks"];
+const REPLAY: [&str; 4] = ["bad_profile", "debug_information", "replay", "stacks"];
 
 /// All others, which need root and a kernel with BPF.
 fn kernel_tests() -> Result<Vec<String>> {

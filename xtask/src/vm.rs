@@ -38,7 +38,7 @@ const MACHINES: [Machine; 3] = [
 ];
 
 /// The test binaries that need no more than what is taken along. `pprof` needs Go, `unwind_debian` most of a Debian.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 11] = [
     "ledger",
     "threads",
     "throw",
@@ -49,6 +49,7 @@ const TESTS: [&str; 10] = [
     "commands",
     "launch",
     "unwind",
+    "changing_files",
 ];
 
 /// Programs of this machine that tests run, with the libraries that they need.

@@ -7,7 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use profiler_common::limits::MAX_FRAMES;
 
 use super::report::ReportArgs;
-use crate::{source::uprobe::Capacities, symbolize};
+use crate::{
+    source::uprobe::Capacities,
+    symbolize::{self, reader::COMMAND},
+};
 
 /// A heap profiler that works from outside the program.
 ///
@@ -50,6 +53,17 @@ pub enum Command {
     Doctor,
     /// Show a saved profile, of heaptap or of anybody else.
     Report(ReportArgs),
+    /// Read debug information for another heaptap.
+    #[command(name = COMMAND, hide = true)]
+    ReadDebugInformation(ReaderArgs),
+}
+
+/// Read the debug information of the file that is the standard input, for the heaptap that started this one.
+#[derive(Clone, Debug, Args)]
+pub struct ReaderArgs {
+    /// Where the files are looked for that debug files share.
+    #[arg(long = "debug-dir")]
+    pub debug_dirs: Vec<PathBuf>,
 }
 
 /// Record the heap of a process into a pprof profile.
@@ -150,7 +164,8 @@ pub struct SymbolArgs {
 
 impl From<SymbolArgs> for symbolize::Options {
     fn from(SymbolArgs { debug_dirs }: SymbolArgs) -> Self {
-        Self { debug_dirs }
+        // The program that is running, whatever has become of its file.
+        Self { debug_dirs, reader: Some(PathBuf::from("/proc/self/exe")) }
     }
 }
 

@@ -74,6 +74,9 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// Whoever wanted debug information does not talk as heaptap does.
+    #[error("cannot read debug information for another program")]
+    Reader(#[source] io::Error),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),

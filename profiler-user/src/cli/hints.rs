@@ -38,6 +38,9 @@ pub fn hint(error: &CliError) -> String {
             format!("choose another port, or any free one with --listen {}:0", listen.ip())
         }
         CliError::Listen { .. } => "choose another address with --listen".to_owned(),
+        CliError::Reader(_) => {
+            "heaptap starts this by itself; for the names in a profile use `heaptap record`".to_owned()
+        }
         CliError::Runtime { .. } => "run `heaptap doctor` and see to what it says".to_owned(),
     }
 }

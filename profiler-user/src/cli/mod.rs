@@ -25,6 +25,8 @@ use std::io::Write;
 use args::{Cli, Command};
 use error::CliError;
 
+use crate::symbolize::reader;
+
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -43,5 +45,8 @@ pub fn run(cli: Cli, out: &mut dyn Write) -> Result<Outcome, CliError> {
         Command::Inspect(args) => inspect::run(&args, out).map(|()| Outcome::Done),
         Command::Doctor => doctor::run(out).map(|()| Outcome::Done),
         Command::Report(args) => Ok(report::run(&args, out)?),
+        Command::ReadDebugInformation(args) => {
+            reader::serve(&args.debug_dirs).map(|()| Outcome::Done).map_err(CliError::Reader)
+        }
     }
 }

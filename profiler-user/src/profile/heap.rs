@@ -135,6 +135,9 @@ impl Writer<'_> {
         for ((end, file), allocations) in &health.broken {
             self.builder.comment(&format!("broken: {allocations} in {file}: {}", end.text()));
         }
+        for remark in self.names.remarks() {
+            self.builder.comment(&format!("names may be missing of {remark}"));
+        }
         for comment in losses(heap).into_iter().chain(counters(heap, Severity::Normal, "counter")) {
             self.builder.comment(&comment);
         }

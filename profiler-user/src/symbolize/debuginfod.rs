@@ -85,7 +85,7 @@ impl Debuginfod {
 fn open(path: &Path, build_id: &[u8]) -> Option<DebugFile> {
     let file = Root::at(Path::new("/")).ok()?.open(path, LastLink::Follow).ok()?;
     // Whoever set the variable trusts these servers like the directories of this machine.
-    has_build_id(&file, build_id).then_some(DebugFile { file, is_ours: true })
+    has_build_id(&file, build_id).then(|| DebugFile::checked(file, true))
 }
 
 struct Http(Agent);

@@ -27,16 +27,19 @@ pub(super) struct Answer {
     pub(super) place: Place,
 }
 
-/// What the DWARF in `file` says of each of `addresses`, which are its own, in the same order.
+/// A file with DWARF, of which blazesym keeps what it has read.
 ///
-/// The files that its debug information shares with others are looked for in `debug_dirs`.
-pub(super) fn look_up(
-    file: &File,
-    addresses: &[u64],
-    debug_dirs: &[PathBuf],
-) -> Result<Vec<Answer>, SymbolizeError> {
-    // The file may be made to confuse. What that does to the library stays here.
-    catch_unwind(AssertUnwindSafe(|| {
+/// blazesym maps the file and believes the sizes in it: should it be cut short meanwhile, or claim what is not so, it may
+/// kill the process. [`super::reader`] has another process do it.
+pub(super) struct Dwarf {
+    symbolizer: Symbolizer,
+    path: PathBuf,
+}
+
+impl Dwarf {
+    /// The file behind a descriptor of this process. The files that its debug information shares with others are looked
+    /// for in `debug_dirs`.
+    pub(super) fn of(file: &impl AsRawFd, debug_dirs: &[PathBuf]) -> Self {
         let symbolizer = Symbolizer::builder()
             .enable_auto_reload(false)
             .enable_code_info(true)
@@ -44,13 +47,27 @@ pub(super) fn look_up(
             .enable_demangling(false)
             .set_debug_dirs(Some(debug_dirs))
             .build();
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let elf = source::Source::Elf(source::Elf::new(path));
+        Self { symbolizer, path: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())) }
+    }
+
+    /// What is said of each of `addresses`, which are the file's own, in the same order.
+    pub(super) fn look_up(&self, addresses: &[u64]) -> Result<Vec<Answer>, SymbolizeError> {
+        let elf = source::Source::Elf(source::Elf::new(&self.path));
         let symbols =
-            symbolizer.symbolize(&elf, Input::VirtOffset(addresses)).map_err(SymbolizeError::Dwarf)?;
+            self.symbolizer.symbolize(&elf, Input::VirtOffset(addresses)).map_err(SymbolizeError::Dwarf)?;
         Ok(symbols.iter().map(answer).collect())
-    }))
-    .unwrap_or(Err(SymbolizeError::Broken))
+    }
+}
+
+/// What the DWARF in `file` says of each of `addresses`, looked up in this process: see [`Dwarf`] for what that risks.
+pub(super) fn look_up(
+    file: &File,
+    addresses: &[u64],
+    debug_dirs: &[PathBuf],
+) -> Result<Vec<Answer>, SymbolizeError> {
+    // The file may be made to confuse. What that does to the library mostly stays here.
+    catch_unwind(AssertUnwindSafe(|| Dwarf::of(file, debug_dirs).look_up(addresses)))
+        .unwrap_or(Err(SymbolizeError::Broken))
 }
 
 fn answer(symbolized: &Symbolized<'_>) -> Answer {

@@ -16,6 +16,7 @@ use crate::target::{
     image::{Cache, Image},
     maps::Module,
     root::Root,
+    version::Version,
 };
 
 /// Two functions for others to use, and between them one that is not, and one without a size behind them.
@@ -90,8 +91,9 @@ impl Guest {
     /// The file as the mapping of a process would have it.
     pub(crate) fn module(&self) -> Module {
         let file = self.held.clone().unwrap_or_else(|| Arc::new(File::open(self.file()).unwrap()));
-        let build_id = elf::build_id(&file).ok().flatten();
-        Module { path: "/lib/guest".to_owned(), file: Some(file), build_id }
+        let version = Version::of(&file);
+        let build_id = version.build_id().map(<[u8]>::to_vec);
+        Module { path: "/lib/guest".to_owned(), file: Some(file), build_id, version: Some(version) }
     }
 
     pub(crate) fn build_id(&self) -> String {
@@ -140,8 +142,13 @@ impl Guest {
         let (ours, target) = (Root::at(Path::new("/")).unwrap(), Root::at(self.root.path()).unwrap());
         let finder = Finder::new(&given, Some(&ours), Some(&target));
         let debug = finder.find(&module, &image);
-        let sources = Sources { module: &module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
-        Ok(sources.look_up(&[offset])?.remove(0))
+        let sources = Sources {
+            module: &module,
+            debug: debug.as_ref(),
+            debug_dirs: &finder.directories(),
+            reader: None,
+        };
+        Ok(sources.look_up(&[offset])?.lines.remove(0))
     }
 
     /// The name there, empty where there is none.

@@ -11,6 +11,10 @@ mod dwarf;
 
 mod error;
 
+pub mod message;
+
+pub mod reader;
+
 #[cfg(test)]
 pub(crate) mod fixture;
 
@@ -31,6 +35,8 @@ mod perf_map;
 
 mod symbols;
 
+use std::path::PathBuf;
+
 pub use line::{Function, Line};
 pub use names::Names;
 
@@ -38,5 +44,8 @@ pub use names::Names;
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Directories of separate debug files, in which to look before `/usr/lib/debug`.
-    pub debug_dirs: Vec<std::path::PathBuf>,
+    pub debug_dirs: Vec<PathBuf>,
+    /// The program that reads debug information in a process of its own, which is heaptap: see [`reader`]. Without one this
+    /// process reads it, and a file that is cut short meanwhile ends it.
+    pub reader: Option<PathBuf>,
 }

@@ -3,7 +3,11 @@
 //! In this order, for each address: the DWARF of its debug file or its own, then the symbol tables of both, of its
 //! mini debug information and of the dynamic linker.
 
-use std::{collections::BTreeSet, fs::File, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use object::ReadRef;
 
@@ -12,6 +16,7 @@ use super::{
     error::SymbolizeError,
     line::Line,
     mini,
+    reader::Reader,
     symbols::{Search, Table},
 };
 use crate::target::{
@@ -26,12 +31,23 @@ pub(super) struct Sources<'sources> {
     pub(super) debug: Option<&'sources DebugFile>,
     /// Where the files that debug files share are looked for.
     pub(super) debug_dirs: &'sources [PathBuf],
+    /// The program that reads debug information, if another process is to do it.
+    pub(super) reader: Option<&'sources Path>,
+}
+
+/// What was looked up.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The lines at each offset, in the order of the offsets; empty where there is no name.
+    pub(super) lines: Vec<Vec<Line>>,
+    /// Why names are missing that there should be.
+    pub(super) remark: Option<String>,
 }
 
 impl Sources<'_> {
-    /// The lines at each of `offsets` in the file, in the same order; empty where there is no name.
-    pub(super) fn look_up(&self, offsets: &[u64]) -> Result<Vec<Vec<Line>>, SymbolizeError> {
-        let Some(file) = self.module.file.as_deref() else { return Ok(vec![Vec::new(); offsets.len()]) };
+    /// The lines at each of `offsets` in the file.
+    pub(super) fn look_up(&self, offsets: &[u64]) -> Result<Found, SymbolizeError> {
+        let Some(file) = self.module.file.as_deref() else { return Ok(Found::default()) };
         let cache = Cache::new(file);
         let image = Image::parse(&cache)?;
         let segments = image.segments();
@@ -40,12 +56,13 @@ impl Sources<'_> {
         let addresses: Vec<u64> = rising.into_iter().collect();
         let debug_cache = self.debug.map(|debug| Cache::new(&debug.file));
         let debug = debug_cache.as_ref().and_then(|cache| Image::parse(cache).ok());
-        let lines = self.lines(file, &image, debug.as_ref(), &addresses);
+        let Found { lines, remark } = self.lines(file, &image, debug.as_ref(), &addresses);
         let line_at = |place: Option<u64>| {
             let index = addresses.binary_search(&place?).ok()?;
             lines.get(index).cloned()
         };
-        Ok(places.into_iter().map(|place| line_at(place).unwrap_or_default()).collect())
+        let lines = places.into_iter().map(|place| line_at(place).unwrap_or_default()).collect();
+        Ok(Found { lines, remark })
     }
 
     fn lines<'data, R: ReadRef<'data>>(
@@ -54,18 +71,25 @@ impl Sources<'_> {
         image: &Image<'data, R>,
         debug: Option<&Image<'data, R>>,
         addresses: &[u64],
-    ) -> Vec<Vec<Line>> {
+    ) -> Found {
         // `prelink` moves a file to another address after its debug file was split off.
         let bias = debug
             .and_then(|debug| Some(image.segments().base()?.wrapping_sub(debug.segments().base()?)))
             .unwrap_or_default();
         let by_dwarf = match debug.filter(|debug| debug.has_dwarf()).zip(self.debug) {
-            Some((image, DebugFile { file, is_ours })) => {
+            Some((image, DebugFile { file, is_ours, .. })) => {
                 let addresses: Vec<u64> =
                     addresses.iter().map(|address| address.wrapping_sub(bias)).collect();
                 self.by_dwarf(file, image, *is_ours, &addresses)
             }
             None => self.by_dwarf(file, image, false, addresses),
+        };
+        let (by_dwarf, remark) = match by_dwarf {
+            Ok(answers) => (answers, None),
+            Err(error) => (
+                Vec::new(),
+                Some(format!("{}: its debug information is not used: {error}", self.module.path)),
+            ),
         };
         let mut answers = by_dwarf.into_iter();
         let mut answers: Vec<Answer> = addresses.iter().map(|_| answers.next().unwrap_or_default()).collect();
@@ -84,7 +108,7 @@ impl Sources<'_> {
                 }
             }
         }
-        answers.into_iter().map(|answer| answer.lines).collect()
+        Found { lines: answers.into_iter().map(|answer| answer.lines).collect(), remark }
     }
 
     fn by_dwarf<'data, R: ReadRef<'data>>(
@@ -93,24 +117,23 @@ impl Sources<'_> {
         image: &Image<'data, R>,
         is_ours: bool,
         addresses: &[u64],
-    ) -> Vec<Answer> {
-        if !image.has_dwarf() {
-            return Vec::new();
+    ) -> Result<Vec<Answer>, SymbolizeError> {
+        if !image.has_dwarf() || addresses.is_empty() {
+            return Ok(Vec::new());
         }
         let links = image.links();
         // blazesym would open what these name, as root and by names that the target chose; and where a debug link
         // leads to a wrong file it would give no names at all. Debug files in our own directories may share
         // another one, which is known by its build id.
-        let is_led_astray = links.debug_file || (links.common_file && !is_ours);
-        let answers = if is_led_astray {
-            Err(SymbolizeError::RefersElsewhere)
-        } else {
-            dwarf::look_up(file, addresses, self.debug_dirs)
-        };
-        answers.unwrap_or_else(|error| {
-            tracing::warn!(file = self.module.path, "no names from debug information: {error:#}");
-            Vec::new()
-        })
+        if links.debug_file || (links.common_file && !is_ours) {
+            return Err(SymbolizeError::RefersElsewhere);
+        }
+        match self.reader {
+            Some(program) => Reader::start(program, file, self.debug_dirs)
+                .map_err(SymbolizeError::Start)?
+                .look_up(addresses),
+            None => dwarf::look_up(file, addresses, self.debug_dirs),
+        }
     }
 
     fn by_symbols<'data, R: ReadRef<'data>>(

@@ -7,7 +7,13 @@ use std::{
     path::Path,
 };
 
-use super::{Options, debuginfod::Debuginfod, jit::Jit, line::Line, module::Sources};
+use super::{
+    Options,
+    debuginfod::Debuginfod,
+    jit::Jit,
+    line::Line,
+    module::{Found, Sources},
+};
 use crate::{
     source::{RawFrame, RawHeap},
     target::{
@@ -30,6 +36,7 @@ pub struct Names {
     root: Option<Root>,
     jit: Jit,
     debuginfod: Option<Debuginfod>,
+    remarks: BTreeSet<String>,
 }
 
 impl Names {
@@ -66,6 +73,11 @@ impl Names {
         self.jit.resolve(self.root.as_ref(), made);
     }
 
+    /// Why names are missing that there should be.
+    pub fn remarks(&self) -> impl Iterator<Item = &str> {
+        self.remarks.iter().map(String::as_str)
+    }
+
     /// The lines at a frame, innermost inlined function first; empty where it has no name.
     pub fn lines(&self, frame: &RawFrame, ranges: &[Range]) -> &[Line] {
         let known =
@@ -98,11 +110,41 @@ impl Names {
                 self.debuginfod.as_mut()?.fetch(&wanted)
             })
         });
-        let sources = Sources { module, debug: debug.as_ref(), debug_dirs: &finder.directories() };
-        sources.look_up(offsets).unwrap_or_else(|error| {
-            tracing::warn!(file = module.path, "no names: {error:#}");
-            Vec::new()
-        })
+        if module.has_changed() {
+            self.remark(format!("{}: none, for it was written to after it was mapped", module.path));
+            return Vec::new();
+        }
+        let has_changed = debug.as_ref().is_some_and(DebugFile::has_changed);
+        let sources = Sources {
+            module,
+            debug: debug.as_ref().filter(|_| !has_changed),
+            debug_dirs: &finder.directories(),
+            reader: self.options.reader.as_deref(),
+        };
+        let found = sources.look_up(offsets);
+        if has_changed {
+            self.remark(format!(
+                "{}: its debug file is not used, for it was written to meanwhile",
+                module.path
+            ));
+        }
+        match found {
+            Ok(Found { lines, remark }) => {
+                remark.into_iter().for_each(|remark| self.remark(remark));
+                lines
+            }
+            Err(error) => {
+                self.remark(format!("{}: none: {error}", module.path));
+                Vec::new()
+            }
+        }
+    }
+
+    fn remark(&mut self, remark: String) {
+        if !self.remarks.contains(&remark) {
+            tracing::warn!("names may be missing of {remark}");
+            self.remarks.insert(remark);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     image::{Cache, DebugLink, Image},
     maps::Module,
     root::{LastLink, Root},
+    version::Version,
 };
 
 /// Where distributions install them.
@@ -33,6 +34,20 @@ pub(crate) struct DebugFile {
     pub(crate) file: File,
     /// Whether it comes from our own directories rather than from the target's.
     pub(crate) is_ours: bool,
+    /// What it was when it was checked.
+    version: Version,
+}
+
+impl DebugFile {
+    /// A file that has just been checked.
+    pub(crate) fn checked(file: File, is_ours: bool) -> Self {
+        Self { version: Version::of(&file), file, is_ours }
+    }
+
+    /// Whether it has other content now than when it was checked.
+    pub(crate) fn has_changed(&self) -> bool {
+        !self.version.is_of(&self.file)
+    }
 }
 
 /// Looks for the debug file of a module.
@@ -130,10 +145,10 @@ impl<'places> Finder<'places> {
             belongs.then_some(file)
         };
         let ours = ours.into_iter().find_map(|path| open(self.ours, path));
-        let found = ours.map(|file| DebugFile { file, is_ours: true });
+        let found = ours.map(|file| DebugFile::checked(file, true));
         found.or_else(|| {
             let theirs = theirs.into_iter().find_map(|path| open(self.target, path));
-            theirs.map(|file| DebugFile { file, is_ours: false })
+            theirs.map(|file| DebugFile::checked(file, false))
         })
     }
 }

@@ -7,8 +7,8 @@ use std::{collections::HashMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::
 use procfs::process::{MMPermissions, MMapPath};
 
 use super::{
-    elf,
     process::{ProcessError, live_thread, proc_error},
+    version::Version,
 };
 
 /// A file that is mapped executable.
@@ -20,6 +20,8 @@ pub struct Module {
     pub file: Option<Arc<File>>,
     /// The build id that the linker left in it.
     pub build_id: Option<Vec<u8>>,
+    /// What the file was when it was opened.
+    pub(crate) version: Option<Version>,
 }
 
 /// A range of addresses that is mapped executable.
@@ -58,9 +60,22 @@ pub struct AddressSpace {
 }
 
 impl Module {
+    /// A file as it is now, under a name.
+    pub fn held(path: String, file: File) -> Self {
+        let version = Version::of(&file);
+        let build_id = version.build_id().map(<[u8]>::to_vec);
+        Self { path, file: Some(Arc::new(file)), build_id, version: Some(version) }
+    }
+
     /// A path that leads to the held file for as long as it is held, to be used by this process only.
     pub fn held_path(&self) -> Option<PathBuf> {
         Some(PathBuf::from(format!("/proc/self/fd/{}", self.file.as_ref()?.as_raw_fd())))
+    }
+
+    /// Whether the file has other content now than when it was opened, so that it tells nothing about what was mapped.
+    pub(crate) fn has_changed(&self) -> bool {
+        let held = self.file.as_deref().zip(self.version.as_ref());
+        held.is_some_and(|(file, version)| !version.is_of(file))
     }
 }
 
@@ -165,10 +180,11 @@ impl AddressSpace {
         // The link leads to the mapped file itself (proc(5), `/proc/pid/map_files`), whatever its name means by now
         // and in whichever namespace.
         let file = File::open(format!("/proc/{thread}/map_files/{start:x}-{end:x}")).ok().map(Arc::new);
-        let build_id = file.as_deref().and_then(|file| elf::build_id(file).ok().flatten());
+        let version = file.as_deref().map(Version::of);
+        let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
         let path = path.to_string_lossy();
         let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
-        self.modules.push(Module { path, file, build_id });
+        self.modules.push(Module { path, file, build_id, version });
         self.by_inode.insert(inode, self.modules.len() - 1);
         self.modules.len() - 1
     }

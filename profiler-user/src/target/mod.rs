@@ -8,6 +8,8 @@ pub mod loader;
 
 pub mod launch;
 
+pub(crate) mod version;
+
 pub mod maps;
 
 pub mod root;

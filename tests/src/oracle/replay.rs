@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use profiler_common::unwind::{ReadMemory, Regs, WalkEnd, step};
 use profiler_user::source::uprobe::capture::CapturedStack;
@@ -30,8 +29,7 @@ impl Replay {
         for range in view.ranges.values() {
             let content = if range.is_file {
                 let module = *places.entry(&range.name).or_insert_with(|| {
-                    let file = Some(Arc::new(files.open(&range.name)));
-                    modules.push(Module { path: range.name.clone(), file, build_id: None });
+                    modules.push(Module::held(range.name.clone(), files.open(&range.name)));
                     modules.len() - 1
                 });
                 Content::Module(module)
