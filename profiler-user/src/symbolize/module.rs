@@ -179,6 +179,16 @@ mod tests {
     }
 
     #[test]
+    fn compressed_debug_information_is_used() {
+        for method in ["zlib", "zstd"] {
+            let guest = Guest::library();
+            guest.run("objcopy", &[&format!("--compress-debug-sections={method}"), "lib/guest"]);
+            let line = guest.lines("hidden_between", 1, &[]).pop().unwrap();
+            assert_eq!((line.function.name.as_str(), line.number), ("hidden_between", 4), "{method}");
+        }
+    }
+
+    #[test]
     fn a_function_that_the_table_leaves_out_does_not_get_its_neighbours_name() {
         let guest = Guest::library();
         guest.strip();

@@ -1,6 +1,9 @@
 //! The parts of an ELF file that unwinding needs, read into memory.
 
-use std::{fs::File, io::Read};
+use std::{
+    fs::File,
+    io::{self, Read},
+};
 
 use flate2::read::ZlibDecoder;
 use object::{
@@ -8,6 +11,7 @@ use object::{
     elf::{EM_X86_64, FileHeader64, PT_GNU_EH_FRAME, ProgramHeader64, SHF_COMPRESSED, SHT_NOBITS},
     read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable},
 };
+use ruzstd::decoding::StreamingDecoder;
 
 use super::{CfiError, search_table::SearchTable};
 
@@ -212,20 +216,22 @@ impl Section {
     /// `Elf64_Chdr` and what it stands before: method (32 bits), padding, size (64 bits), alignment (64 bits).
     fn decompress(&self, bytes: &[u8]) -> Result<Vec<u8>, CfiError> {
         const ZLIB: u32 = 1;
+        const ZSTD: u32 = 2;
         let short = CfiError::Outside { part: self.name, size_bytes: bytes.len() };
         let Some((header, packed)) = bytes.split_first_chunk::<24>() else { return Err(short) };
         let [m0, m1, m2, m3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7, ..] = *header;
         let method = u32::from_le_bytes([m0, m1, m2, m3]);
-        if method != ZLIB {
-            return Err(CfiError::Method { part: self.name, method });
-        }
         let size_bytes = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         self.check_size(size_bytes)?;
         let mut unpacked = Vec::new();
-        ZlibDecoder::new(packed)
-            .take(size_bytes)
-            .read_to_end(&mut unpacked)
-            .map_err(|source| CfiError::Compressed { part: self.name, source })?;
+        let read = match method {
+            ZLIB => ZlibDecoder::new(packed).take(size_bytes).read_to_end(&mut unpacked),
+            ZSTD => StreamingDecoder::new(packed)
+                .map_err(io::Error::other)
+                .and_then(|decoder| decoder.take(size_bytes).read_to_end(&mut unpacked)),
+            method => return Err(CfiError::Method { part: self.name, method }),
+        };
+        read.map_err(|source| CfiError::Compressed { part: self.name, source })?;
         Ok(unpacked)
     }
 }
@@ -235,16 +241,25 @@ mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::ZlibEncoder};
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
     use super::*;
-    use crate::target::cfi::assemble::elf_with_section;
+    use crate::{allocations::largest, target::cfi::assemble::elf_with_section};
 
-    fn compressed(bytes: &[u8], size_bytes: u64) -> Vec<u8> {
+    /// A section that says which method it is compressed by and what it unpacks to.
+    fn section(method: u64, size_bytes: u64, packed: Vec<u8>) -> Vec<u8> {
+        let header = [method.to_le_bytes(), size_bytes.to_le_bytes(), 8_u64.to_le_bytes()];
+        [header.as_flattened(), packed.as_slice()].concat()
+    }
+
+    fn by_zlib(bytes: &[u8], size_bytes: u64) -> Vec<u8> {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(bytes).unwrap();
-        let mut section = [1_u64.to_le_bytes(), size_bytes.to_le_bytes(), 8_u64.to_le_bytes()].concat();
-        section.extend(encoder.finish().unwrap());
-        section
+        section(1, size_bytes, encoder.finish().unwrap())
+    }
+
+    fn by_zstd(bytes: &[u8], size_bytes: u64) -> Vec<u8> {
+        section(2, size_bytes, compress_to_vec(bytes, CompressionLevel::Fastest))
     }
 
     fn debug_frame(section: &[u8], flags: u64) -> Result<Vec<u8>, CfiError> {
@@ -255,17 +270,35 @@ mod tests {
     #[test]
     fn a_debug_frame_is_read_as_it_is_or_unpacked() {
         assert_eq!(debug_frame(b"frames", 0).unwrap(), b"frames");
-        assert_eq!(debug_frame(&compressed(b"frames", 6), 1 << 11).unwrap(), b"frames");
+        for compressed in [by_zlib, by_zstd] {
+            assert_eq!(debug_frame(&compressed(b"frames", 6), 1 << 11).unwrap(), b"frames");
+        }
     }
 
     #[test]
     fn what_unpacks_to_more_than_it_says_is_cut_and_what_says_too_much_is_refused() {
-        assert_eq!(debug_frame(&compressed(&[7; 1 << 20], 16), 1 << 11).unwrap(), [7; 16]);
-        let error = debug_frame(&compressed(b"frames", 1 << 40), 1 << 11).unwrap_err();
-        assert!(matches!(error, CfiError::TooLarge { size_bytes: 0x100_0000_0000, .. }), "{error}");
-        let error = debug_frame(&[9; 64], 1 << 11).unwrap_err();
-        assert!(matches!(error, CfiError::Method { method: 0x0909_0909, .. }), "{error}");
+        for compressed in [by_zlib, by_zstd] {
+            assert_eq!(debug_frame(&compressed(&[7; 1 << 20], 16), 1 << 11).unwrap(), [7; 16]);
+            let error = debug_frame(&compressed(b"frames", 1 << 40), 1 << 11).unwrap_err();
+            assert!(matches!(error, CfiError::TooLarge { size_bytes: 0x100_0000_0000, .. }), "{error}");
+            let mut broken = compressed(b"frames", 6);
+            broken.truncate(30);
+            let error = debug_frame(&broken, 1 << 11).unwrap_err();
+            assert!(matches!(error, CfiError::Compressed { .. }), "{error}");
+        }
+        let error = debug_frame(&section(9, 6, Vec::new()), 1 << 11).unwrap_err();
+        assert!(matches!(error, CfiError::Method { method: 9, .. }), "{error}");
         assert!(matches!(debug_frame(&[1; 3], 1 << 11), Err(CfiError::Outside { .. })));
+    }
+
+    #[test]
+    fn what_wants_a_window_of_two_tebibytes_to_be_unpacked_is_refused() {
+        // Magic number, no options, window descriptor (RFC 8878, section 3.1.1), and an empty last block.
+        let packed = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 31 << 3, 1, 0, 0];
+        let section = section(2, 6, packed);
+        let (error, largest_bytes) = largest(|| debug_frame(&section, 1 << 11).unwrap_err());
+        assert!(matches!(error, CfiError::Compressed { .. }), "{error}");
+        assert!(largest_bytes < 1 << 20, "{largest_bytes}");
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub enum CfiError {
     Compressed {
         /// The part.
         part: &'static str,
-        /// What zlib said.
+        /// What the decompressor said.
         #[source]
         source: io::Error,
     },
