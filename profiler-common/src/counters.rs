@@ -26,10 +26,12 @@ pub enum Counter {
     UnreadableResults = 9,
     /// Lifecycle events that did not reach user space.
     LostEvents = 10,
+    /// Code that went without the loader saying so.
+    UnannouncedUnmaps = 11,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 11;
+pub const COUNTERS: usize = 12;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +127,12 @@ pub const REGISTRY: [Description; COUNTERS] = [
         name: "lost_events",
         severity: Severity::Loss,
         help: "notices of an exec or of the first thread's end that did not fit the ring buffer",
+    },
+    Description {
+        counter: Counter::UnannouncedUnmaps,
+        name: "unannounced_unmaps",
+        severity: Severity::Normal,
+        help: "times that code was unmapped other than by the loader; a second's stacks may have been taken for those of before",
     },
 ];
 

@@ -7,7 +7,7 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
-    /// Raised when addresses change their meaning: code was unmapped.
+    /// Raised when addresses change their meaning: code was unmapped. Never set to what was read of it before.
     pub epoch: u32,
     /// Frames kept of a stack, counted from the leaf; at least 1.
     pub depth: u32,

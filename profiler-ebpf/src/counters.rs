@@ -14,10 +14,17 @@ pub fn add(word: *mut u64, amount: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, amount) };
 }
 
+/// Raises a number by one that other CPUs raise as well.
+#[inline(always)]
+pub fn raise(number: *mut u32) {
+    // SAFETY: as for `add`, of half a word.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(number, 1) };
+}
+
 /// Raises a counter of a target.
 #[inline(always)]
 pub fn count(tgid: u32, counter: Counter, amount: u64) {
-    const { assert!(Counter::LostEvents as usize == COUNT - 1) };
+    const { assert!(Counter::UnannouncedUnmaps as usize == COUNT - 1) };
     if let Some(counters) = COUNTERS.get_ptr_mut(tgid) {
         // SAFETY: the counter's number is below COUNTERS, the length of the array.
         add(unsafe { counters.cast::<u64>().add(counter as usize) }, amount);

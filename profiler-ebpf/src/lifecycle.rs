@@ -6,9 +6,10 @@ use aya_ebpf::{
     macros::{raw_tracepoint, uprobe},
     programs::{ProbeContext, RawTracePointContext},
 };
-use profiler_common::{event::EventKind, unwind::ReadMemory};
+use profiler_common::{counters::Counter, event::EventKind, unwind::ReadMemory};
 
 use crate::{
+    counters::{count, raise},
     events, inflight,
     maps::{self, INFLIGHT, TARGETS},
     memory::UserMemory,
@@ -55,14 +56,26 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
         // What was learned of the code that goes must not be used for what comes in its place.
         // SAFETY: as above; the epoch is read as a whole word elsewhere.
         unsafe {
-            let epoch = (&raw const (*target).epoch).read_volatile();
-            (&raw mut (*target).epoch).write_volatile(epoch.wrapping_add(1));
+            raise(&raw mut (*target).epoch);
             (&raw mut (*target).is_removing).write_volatile(u32::from(removes));
         }
         events::notify(EventKind::CodeChange, tgid);
     } else if state as u32 == RT_CONSISTENT {
         // New code is looked at while it is there.
         events::notify(EventKind::CodeAdded, tgid);
+    }
+    0
+}
+
+/// Code of a process has gone without its loader saying so. User space, which has seen that, runs this program itself:
+/// no tracepoint does, so that there is no other argument than the process.
+#[raw_tracepoint]
+pub fn code_gone(ctx: RawTracePointContext) -> i32 {
+    let tgid = ctx.arg::<u64>(0) as u32;
+    if let Some(target) = TARGETS.get_ptr_mut(tgid) {
+        // SAFETY: an aligned word of a map value.
+        raise(unsafe { &raw mut (*target).epoch });
+        count(tgid, Counter::UnannouncedUnmaps, 1);
     }
     0
 }

@@ -37,6 +37,9 @@ const BUILD_ID: &str = "-Wl,--build-id=0x0123456789abcdef0123456789abcdef0123456
 const BUILD_ID_FOLDER: &str = "debug/.build-id/01";
 const BUILD_ID_FILE: &str = "debug/.build-id/01/23456789abcdef0123456789abcdef01234567.debug";
 
+/// A library that can be mapped by hand.
+const UNRELOCATED: &[&str] = &["-nostdlib", "-fno-stack-protector"];
+
 /// The width of a program's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
@@ -106,6 +109,16 @@ fn libraries(name: &str, variant: Variant) -> Vec<Step> {
         "plugins" => vec![
             library("libplugin.c").output("libplugin-first.so"),
             library("libplugin.c").flag("-DSECOND").output("libplugin-second.so"),
+        ],
+        "unannounced" => vec![
+            library("libunannounced.c")
+                .flags(UNRELOCATED)
+                .flag("-Wl,-e,first_work")
+                .output("libunannounced-first.so"),
+            library("libunannounced.c")
+                .flags(UNRELOCATED)
+                .flags(&["-DSECOND", "-Wl,-e,second_work"])
+                .output("libunannounced-second.so"),
         ],
         _ => Vec::new(),
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 use std::{env, fs};
 
 use rustix::process::{Signal, geteuid};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::cache::target_dir;
 use crate::http::get;
-use crate::process::{Lines, Process};
+use crate::process::{Lines, PATIENCE, Process};
 use crate::profile::Profile;
 
 /// The binary: `HEAPTAP_BIN`, or the one that cargo built last beside the tests.
@@ -224,13 +225,14 @@ impl Serving {
     /// The first profile that is `enough`: what was recorded a moment ago may not be in it yet.
     #[track_caller]
     pub fn fetch_until(&self, what: &str, enough: impl Fn(&Profile) -> bool) -> Profile {
-        for _ in 0..1000 {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             let profile = self.fetch();
             if enough(&profile) {
                 return profile;
             }
         }
-        panic!("{what} is in none of a thousand profiles: {:#?}", self.fetch().comments);
+        panic!("{what} is in no profile within {PATIENCE:?}: {:#?}", self.fetch().comments);
     }
 
     /// Stops it with a signal.

@@ -24,6 +24,7 @@ fn run_twice(variant: Variant) {
         "ends",
         "signals",
         "plugins",
+        "unannounced",
         "clones",
         "frames",
         "lazy",

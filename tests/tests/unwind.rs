@@ -172,6 +172,49 @@ fn a_library_in_the_place_of_another_is_walked_without_frame_pointers() {
     assert_plugins(Variant::NoFramePointers);
 }
 
+/// Code that comes and goes without the loader saying so is noticed, and code of a JIT's may.
+#[track_caller]
+fn assert_unannounced(variant: Variant) {
+    let mut guest = Guest::start_as("unannounced", variant);
+    let chains = guest.chains();
+    let serving = Serving::start(guest.pid());
+    let noticed = |profile: &Profile| profile.counter("unannounced_unmaps");
+    guest.command("map-first");
+    guest.command("call-first");
+    let is_named = |profile: &Profile, name: &str| {
+        profile.stacks.iter().any(|stack| stack.functions.iter().any(|function| function == name))
+    };
+    let profile = serving.fetch_until("the first library", |profile| is_named(profile, "first_malloc"));
+    assert_eq!(noticed(&profile), 0, "{:#?}", profile.comments);
+    guest.command("unmap");
+    serving.fetch_until("that it has gone", |profile| noticed(profile) == 1);
+    // It may go as it came: the next such code is walked in the same way.
+    for _ in 0..3 {
+        guest.command("code");
+        serving.fetch_until("its site", |profile| is_named(profile, "code_malloc"));
+        guest.command("unmap");
+    }
+    guest.command("map-second");
+    serving.fetch_until("that another has come", |profile| noticed(profile) == 2);
+    guest.command("call-second");
+    let profile = serving.fetch_until("the second library", |profile| is_named(profile, "second_malloc"));
+    guest.ledger().assert_equals(&profile);
+    chains.assert_hold(&profile, &["main"]);
+    assert_eq!(noticed(&profile), 2, "{:#?}", profile.comments);
+    serving.finish(Signal::INT);
+    guest.exit();
+}
+
+#[test]
+fn a_library_that_nobody_announces_in_the_place_of_another_is_walked_by_its_frame_pointers() {
+    assert_unannounced(Variant::FramePointers);
+}
+
+#[test]
+fn a_library_that_nobody_announces_in_the_place_of_another_is_walked_without_frame_pointers() {
+    assert_unannounced(Variant::NoFramePointers);
+}
+
 /// The functions of the staircase as they have to follow each other, from the site on.
 #[track_caller]
 fn assert_steps(profile: &Profile, steps: usize) {

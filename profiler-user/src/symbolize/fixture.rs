@@ -93,7 +93,13 @@ impl Guest {
         let file = self.held.clone().unwrap_or_else(|| Arc::new(File::open(self.file()).unwrap()));
         let version = Version::of(&file);
         let build_id = version.build_id().map(<[u8]>::to_vec);
-        Module { path: "/lib/guest".to_owned(), file: Some(file), build_id, version: Some(version) }
+        Module {
+            path: "/lib/guest".to_owned(),
+            file: Some(file),
+            build_id,
+            version: Some(version),
+            inode: (0, 0, 0),
+        }
     }
 
     pub(crate) fn build_id(&self) -> String {

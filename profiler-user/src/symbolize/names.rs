@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::File,
-    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -18,6 +16,7 @@ use crate::{
     source::{RawFrame, RawHeap},
     target::{
         debug_file::{DebugFile, Finder},
+        elf::is_elf,
         image::{Cache, Image},
         maps::{Content, Module, Range},
         root::Root,
@@ -171,10 +170,6 @@ fn may_be_made(frame: &RawFrame, heap: &RawHeap) -> bool {
     }
 }
 
-fn is_elf(file: &File) -> bool {
-    let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, 0).is_ok() && magic == object::elf::ELFMAG
-}
 #[cfg(test)]
 mod tests {
     use profiler_common::unwind::WalkEnd;

@@ -67,6 +67,12 @@ const SAME_NAME_LIMIT: usize = 16;
 
 type Reader<'data> = ElfFile64<'data, Endianness, &'data BoundedFile<'data>>;
 
+/// Whether a file says that it is one.
+pub fn is_elf(file: &File) -> bool {
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0).is_ok() && magic == object::elf::ELFMAG
+}
+
 /// The build id that the linker left in the file.
 pub fn build_id(file: &File) -> Result<Option<Vec<u8>>, ElfError> {
     let file = BoundedFile::new(file);

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc};
 
-use procfs::process::{MMPermissions, MMapPath};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
 use super::{
     process::{ProcessError, live_thread, proc_error},
@@ -22,7 +22,15 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// What the file was when it was opened.
     pub(crate) version: Option<Version>,
+    /// Which file it is.
+    pub(crate) inode: Inode,
 }
+
+/// A file, as the kernel tells of mappings: its device, major and minor, and its number there.
+pub(crate) type Inode = (i32, i32, u64);
+
+/// A file that is written to while it is mapped is another from then on, but not any number of times.
+const VERSIONS_LIMIT: usize = 8;
 
 /// A range of addresses that is mapped executable.
 #[derive(Clone, Debug)]
@@ -38,7 +46,7 @@ pub struct Range {
 }
 
 /// What is mapped in a range.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     /// A file, by its place in [`AddressSpace::modules`].
     Module(usize),
@@ -52,8 +60,11 @@ pub enum Content {
 #[derive(Clone, Debug, Default)]
 pub struct AddressSpace {
     modules: Vec<Module>,
-    by_inode: HashMap<(i32, i32, u64), usize>,
+    /// The place of a file in `modules`, and how many there are of it.
+    by_inode: HashMap<Inode, (usize, usize)>,
     ranges: Vec<Range>,
+    /// The places in `ranges`, by start, end and offset.
+    known: HashMap<(u64, u64, u64, Content), usize>,
     /// The ranges mapped at the last look, as places in `ranges`, by rising address.
     current: Vec<usize>,
     trampoline: Option<u64>,
@@ -64,7 +75,7 @@ impl Module {
     pub fn held(path: String, file: File) -> Self {
         let version = Version::of(&file);
         let build_id = version.build_id().map(<[u8]>::to_vec);
-        Self { path, file: Some(Arc::new(file)), build_id, version: Some(version) }
+        Self { path, file: Some(Arc::new(file)), build_id, version: Some(version), inode: (0, 0, 0) }
     }
 
     /// A path that leads to the held file for as long as it is held, to be used by this process only.
@@ -90,39 +101,22 @@ impl AddressSpace {
     /// Looks at the process's mappings; what was seen before stays.
     pub fn refresh(&mut self, pid: u32) -> Result<(), ProcessError> {
         let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
-        let number = i32::try_from(thread).map_err(|_| ProcessError::NotFound { pid })?;
-        let maps = procfs::process::Process::new(number)
-            .and_then(|entry| entry.maps())
-            .map_err(|error| proc_error(pid, "its mappings (/proc/PID/maps)", error))?;
-        if maps.0.is_empty() {
-            return Err(ProcessError::Gone { pid });
-        }
         let mut current = Vec::new();
-        for map in &maps.0 {
+        for map in executable(pid, thread)? {
             let (start, end) = map.address;
-            if !map.perms.contains(MMPermissions::EXECUTE) {
-                continue;
-            }
             if matches!(&map.pathname, MMapPath::Other(name) if name == "uprobes") {
                 self.trampoline = Some(start);
             }
-            let known = self.current.iter().copied().find(|&index| {
-                self.ranges.get(index).is_some_and(|range| {
-                    (range.start, range.end, range.offset) == (start, end, map.offset)
-                        && self.is_same_file(range, (map.dev.0, map.dev.1, map.inode))
-                })
-            });
-            let index = match known {
-                Some(index) => index,
-                None => {
-                    let content = match (&map.pathname, map.inode) {
-                        (MMapPath::Path(path), 1..) => Content::Module(self.module(thread, map, path)),
-                        (name, _) => Content::Unnamed(unnamed(name)),
-                    };
-                    self.ranges.push(Range { start, end, offset: map.offset, content });
-                    self.ranges.len() - 1
-                }
+            let content = match (&map.pathname, map.inode) {
+                (MMapPath::Path(path), 1..) => Content::Module(self.module(thread, &map, path)),
+                (name, _) => Content::Unnamed(unnamed(name)),
             };
+            let next = self.ranges.len();
+            let offset = map.offset;
+            let index = *self.known.entry((start, end, offset, content.clone())).or_insert(next);
+            if index == next {
+                self.ranges.push(Range { start, end, offset, content });
+            }
             current.push(index);
         }
         self.current = current;
@@ -164,17 +158,13 @@ impl AddressSpace {
         self.trampoline
     }
 
-    fn is_same_file(&self, range: &Range, inode: (i32, i32, u64)) -> bool {
-        match range.content {
-            Content::Module(module) => self.by_inode.get(&inode) == Some(&module),
-            Content::Unnamed(_) => inode.2 == 0,
-        }
-    }
-
-    fn module(&mut self, thread: u32, map: &procfs::process::MemoryMap, path: &std::path::Path) -> usize {
-        let inode = (map.dev.0, map.dev.1, map.inode);
-        if let Some(&module) = self.by_inode.get(&inode) {
-            return module;
+    fn module(&mut self, thread: u32, map: &MemoryMap, path: &std::path::Path) -> usize {
+        let inode = inode(map);
+        let (last, versions) = self.by_inode.get(&inode).copied().unwrap_or_default();
+        if versions == VERSIONS_LIMIT
+            || self.modules.get(last).is_some_and(|module| versions > 0 && !module.has_changed())
+        {
+            return last;
         }
         let (start, end) = map.address;
         // The link leads to the mapped file itself (proc(5), `/proc/pid/map_files`), whatever its name means by now
@@ -184,10 +174,27 @@ impl AddressSpace {
         let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
         let path = path.to_string_lossy();
         let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
-        self.modules.push(Module { path, file, build_id, version });
-        self.by_inode.insert(inode, self.modules.len() - 1);
-        self.modules.len() - 1
+        self.modules.push(Module { path, file, build_id, version, inode });
+        let module = self.modules.len() - 1;
+        self.by_inode.insert(inode, (module, versions + 1));
+        module
     }
+}
+
+/// The mappings of a process that are executable, read through one of its threads.
+pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<MemoryMap>, ProcessError> {
+    let number = i32::try_from(thread).map_err(|_| ProcessError::NotFound { pid })?;
+    let maps = procfs::process::Process::new(number)
+        .and_then(|entry| entry.maps())
+        .map_err(|error| proc_error(pid, "its mappings (/proc/PID/maps)", error))?;
+    if maps.0.is_empty() {
+        return Err(ProcessError::Gone { pid });
+    }
+    Ok(maps.0.into_iter().filter(|map| map.perms.contains(MMPermissions::EXECUTE)).collect())
+}
+
+pub(super) const fn inode(map: &MemoryMap) -> Inode {
+    (map.dev.0, map.dev.1, map.inode)
 }
 
 fn unnamed(name: &MMapPath) -> String {

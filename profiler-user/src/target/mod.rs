@@ -12,6 +12,8 @@ pub(crate) mod version;
 
 pub mod maps;
 
+pub mod layout;
+
 pub mod root;
 
 pub(crate) mod bounded;

@@ -8,7 +8,8 @@ use super::elf;
 /// another content than that which was mapped is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Version {
-    /// When it was written last, in seconds and nanoseconds; with its length.
+    /// When it was written last, in seconds and nanoseconds; with its length. `None` where it is no ELF file: nothing is
+    /// learned from its content, and a file that a program makes code in is written to all the time.
     written: Option<(i64, i64, u64)>,
     /// The build id that the linker left in it.
     build_id: Option<Vec<u8>>,
@@ -17,7 +18,10 @@ pub(crate) struct Version {
 impl Version {
     /// What a file is now.
     pub(crate) fn of(file: &File) -> Self {
-        Self { written: written(file), build_id: elf::build_id(file).ok().flatten() }
+        Self {
+            written: written(file).filter(|_| elf::is_elf(file)),
+            build_id: elf::build_id(file).ok().flatten(),
+        }
     }
 
     /// The build id that the linker left in the file.
@@ -28,7 +32,7 @@ impl Version {
     /// Whether a file is the same still. One that was written to, but has the same build id and is not shorter, is.
     pub(crate) fn is_of(&self, file: &File) -> bool {
         let now = written(file);
-        if now == self.written {
+        if self.written.is_none() || now == self.written {
             return true;
         }
         let is_shorter = now.map(|now| now.2) < self.written.map(|then| then.2);
@@ -86,9 +90,18 @@ mod tests {
     #[test]
     fn a_file_without_a_build_id_is_another_once_it_is_written_to() {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(b"one", 0).unwrap();
+        file.write_all_at(b"\x7fELF", 0).unwrap();
         let version = Version::of(&file);
         touch(&file, 1);
         assert!(!version.is_of(&file));
+    }
+
+    #[test]
+    fn a_file_that_tells_nothing_stays_what_it_is() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"code", 0).unwrap();
+        let version = Version::of(&file);
+        touch(&file, 1);
+        assert!(version.is_of(&file));
     }
 }

@@ -59,11 +59,12 @@ pub(super) struct Probes(Vec<UProbeLink>);
 ///
 /// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter.
 pub(super) fn attach(
-    kernel: &mut Kernel,
+    kernel: &Kernel,
     allocators: &[Allocator],
     space: &AddressSpace,
     thread: NonZeroU32,
 ) -> Result<Probes, AttachError> {
+    let mut programs = kernel.programs();
     let mut probes = Probes::default();
     let scope = UProbeScope::OneProcess(thread);
     for allocator in allocators {
@@ -71,12 +72,12 @@ pub(super) fn attach(
         let Some(module) = space.modules().get(allocator.module) else { continue };
         for hook in &allocator.hooks {
             if hook.shape == Shape::Free {
-                probes.0.push(probe(kernel.uprobe("free_enter")?, module, hook, scope)?);
+                probes.0.push(probe(programs.uprobe("free_enter")?, module, hook, scope)?);
             } else {
                 // No call is entered whose return would go unseen. C functions do not throw, so that a hijacked
                 // return address is safe here.
-                probes.0.push(probe(kernel.uprobe("alloc_return")?, module, hook, scope)?);
-                probes.0.push(probe(kernel.uprobe("alloc_enter")?, module, hook, scope)?);
+                probes.0.push(probe(programs.uprobe("alloc_return")?, module, hook, scope)?);
+                probes.0.push(probe(programs.uprobe("alloc_enter")?, module, hook, scope)?);
             }
         }
     }
@@ -84,10 +85,11 @@ pub(super) fn attach(
 }
 
 /// Attaches to the ends of threads and to programs being replaced, of every process: the programs pick.
-pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
+pub(super) fn attach_lifecycle(kernel: &Kernel) -> Result<(), KernelError> {
+    let mut programs = kernel.programs();
     for (name, tracepoint) in [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")]
     {
-        kernel.tracepoint(name)?.attach(tracepoint).map_err(|source| refused(name, source))?;
+        programs.tracepoint(name)?.attach(tracepoint).map_err(|source| refused(name, source))?;
     }
     Ok(())
 }
@@ -95,7 +97,7 @@ pub(super) fn attach_lifecycle(kernel: &mut Kernel) -> Result<(), KernelError> {
 /// Attaches to the function that the loader calls around every change of what is mapped, so that what was learned of
 /// unmapped code is forgotten in time. Does nothing where there is no such loader.
 pub(super) fn attach_loader(
-    kernel: &mut Kernel,
+    kernel: &Kernel,
     probes: &mut Probes,
     space: &AddressSpace,
     thread: NonZeroU32,
@@ -106,7 +108,8 @@ pub(super) fn attach_loader(
         location: UProbeAttachLocation::AbsoluteOffset(loader.announcement_offset),
         cookie: Some(loader.state_address),
     };
-    let program = kernel.uprobe("loader_change")?;
+    let mut programs = kernel.programs();
+    let program = programs.uprobe("loader_change")?;
     let link = program
         .attach(point, &path, UProbeScope::OneProcess(thread))
         .and_then(|link| program.take_link(link))

@@ -20,6 +20,7 @@ use super::{
     capture::CaptureError,
     kernel::Rings,
     learn::Learner,
+    pace::Pace,
     records::{Record, decode},
     stacks::StackTable,
 };
@@ -72,6 +73,7 @@ impl Drain {
             pid,
             learner,
             last_miss: Instant::now(),
+            pace: Pace::new(),
             knows_trampoline,
             stacks,
             on_notice,
@@ -163,6 +165,7 @@ struct Worker<F> {
     learner: Learner,
     /// When there last was something to learn, or we began.
     last_miss: Instant,
+    pace: Pace,
     /// Whether the kernel side was told where hijacked return addresses point.
     knows_trampoline: bool,
     stacks: StackTable,
@@ -195,19 +198,27 @@ impl<F: FnMut(Notice)> Worker<F> {
                     Err(TryRecvError::Disconnected) => break true,
                 }
             };
+            // Code may be unmapped by others than the loader, who say nothing.
+            if self.pace.rest().is_zero() {
+                self.pace.look(|| self.learner.review(&mut self.stacks));
+            }
             while let Some(record) = self.rings.events.next() {
                 let stacks = &mut self.stacks;
                 match decode(&record) {
                     Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
                     Some(Record::Miss(miss)) => {
+                        // It may be of code that has come in the place of other code.
+                        if self.pace.allows() {
+                            self.pace.look(|| self.learner.review(stacks));
+                        }
                         self.learner.learn(&miss, stacks);
                         self.last_miss = Instant::now();
                     }
                     Some(Record::Chunk { stack, copy, is_last }) => {
                         self.learner.extend(stack, copy, is_last, stacks);
                     }
-                    Some(Record::CodeAdded) => self.learner.look_around(&mut stacks.space),
-                    Some(Record::CodeChange) => self.learner.forget(&mut stacks.space),
+                    Some(Record::CodeAdded) => self.learner.look_around(stacks),
+                    Some(Record::CodeChange) => self.learner.forget(stacks),
                     Some(Record::Notice(notice)) => (self.on_notice)(notice),
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
                 }
@@ -251,14 +262,15 @@ impl<F: FnMut(Notice)> Worker<F> {
         // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
         // something to learn, we look ourselves.
         let is_content = self.knows_trampoline && !self.learner.is_waiting();
+        let rest = Timespec::try_from(self.pace.rest()).unwrap_or(LOOK_AGAIN);
         let timeout = if self.last_miss.elapsed() < ALERT {
-            Some(&LOOK_SOON)
+            LOOK_SOON
         } else if is_content {
-            None
+            rest
         } else {
-            Some(&LOOK_AGAIN)
+            LOOK_AGAIN
         };
-        poll(&mut fds, timeout)?;
+        poll(&mut fds, Some(&timeout))?;
         // Nothing there means that something else has woken us.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         Ok(())

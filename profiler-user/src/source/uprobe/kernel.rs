@@ -1,9 +1,11 @@
 //! Loading the kernel programs and reaching their maps.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{HashMap, MapData, MapError, RingBuf},
-    programs::{Program, ProgramError, RawTracePoint, UProbe},
+    programs::{Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun, UProbe},
 };
 use aya_log::EbpfLogger;
 use profiler_common::{
@@ -76,9 +78,9 @@ impl Default for Capacities {
     }
 }
 
-/// The loaded programs and their maps. Dropping it takes everything out of the kernel.
+/// The loaded programs and their maps. Dropping it, and what it came with, takes everything out of the kernel.
 pub(super) struct Kernel {
-    ebpf: Ebpf,
+    programs: Arc<Mutex<Ebpf>>,
     pub(super) counters: HashMap<MapData, u32, Counters>,
     pub(super) totals: HashMap<MapData, TotalsKey, Totals>,
 }
@@ -105,6 +107,7 @@ impl Targets {
 pub(super) struct Teaching {
     rows: HashMap<MapData, RowKey, u64>,
     trampolines: HashMap<MapData, u32, u64>,
+    programs: Arc<Mutex<Ebpf>>,
 }
 
 impl Teaching {
@@ -119,6 +122,20 @@ impl Teaching {
     pub(super) fn remove_row(&mut self, pid: u32, epoch: u32, pc: u64) {
         // Failing means that it was never taken.
         let _ = self.rows.remove(&RowKey { pc, tgid: pid, epoch });
+    }
+
+    /// Begins a new epoch: code has gone.
+    pub(super) fn raise_epoch(&mut self, pid: u32) -> Result<(), KernelError> {
+        const NAME: &str = "code_gone";
+        let mut programs = lock(&self.programs);
+        let program: &mut RawTracePoint = program(&mut programs, NAME)?;
+        let mut arguments = [0; 12];
+        if let Some(first) = arguments.first_mut() {
+            *first = pid.into();
+        }
+        let options = RawTracePointRunOptions { args: arguments, cpu: None };
+        program.test_run(options).map_err(|source| refused(NAME, source))?;
+        Ok(())
     }
 
     /// Tells where the page of hijacked return addresses is.
@@ -155,7 +172,7 @@ impl Kernel {
             let program: &mut UProbe = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
         }
-        for name in ["thread_exit", "process_exec"] {
+        for name in ["thread_exit", "process_exec", "code_gone"] {
             let program: &mut RawTracePoint = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
         }
@@ -166,21 +183,37 @@ impl Kernel {
         };
         let rings = Rings { events: map(&mut ebpf, "EVENTS")?, log };
         let targets = Targets(map(&mut ebpf, "TARGETS")?);
-        let teaching =
-            Teaching { rows: map(&mut ebpf, "ROWS")?, trampolines: map(&mut ebpf, "TRAMPOLINES")? };
-        let kernel = Self { counters: map(&mut ebpf, "COUNTERS")?, totals: map(&mut ebpf, "TOTALS")?, ebpf };
-        Ok((kernel, targets, teaching, rings))
+        let (rows, trampolines) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "TRAMPOLINES")?);
+        let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
+        let programs = Arc::new(Mutex::new(ebpf));
+        let teaching = Teaching { rows, trampolines, programs: Arc::clone(&programs) };
+        Ok((Self { programs, counters, totals }, targets, teaching, rings))
     }
 
+    /// The programs, for as long as they are needed.
+    pub(super) fn programs(&self) -> Programs<'_> {
+        Programs(lock(&self.programs))
+    }
+}
+
+/// The loaded programs. Until this is dropped nobody else has them.
+pub(super) struct Programs<'kernel>(MutexGuard<'kernel, Ebpf>);
+
+impl Programs<'_> {
     /// A uprobe or uretprobe program.
     pub(super) fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
-        program(&mut self.ebpf, name)
+        program(&mut self.0, name)
     }
 
     /// A raw tracepoint program.
     pub(super) fn tracepoint(&mut self, name: &'static str) -> Result<&mut RawTracePoint, KernelError> {
-        program(&mut self.ebpf, name)
+        program(&mut self.0, name)
     }
+}
+
+/// The programs are whole between two calls, whatever happened to the thread that made the last one.
+fn lock(programs: &Mutex<Ebpf>) -> MutexGuard<'_, Ebpf> {
+    programs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The error for a map that refused something.

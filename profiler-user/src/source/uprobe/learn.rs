@@ -13,8 +13,9 @@ use super::{
     kernel::Teaching,
     records::{Copied, Miss},
     stacks::StackTable,
+    taught::Taught,
 };
-use crate::target::{maps::AddressSpace, rows::RowSource};
+use crate::target::{layout::Layout, maps::AddressSpace, rows::RowSource};
 
 /// What the kernel has been taught of one process.
 pub(super) struct Learner {
@@ -22,9 +23,9 @@ pub(super) struct Learner {
     depth: usize,
     teaching: Teaching,
     source: RowSource,
-    epoch: u32,
-    /// The rows of this epoch.
-    rows: HashMap<u64, Row>,
+    /// That of the rows; `None` where a new one has begun of which no stack has come yet.
+    epoch: Option<u32>,
+    taught: Taught,
     /// Stacks of which more is to come, since when.
     unfinished: HashMap<u64, (Instant, Unwalked)>,
     capture: Option<Capture>,
@@ -46,8 +47,8 @@ impl Learner {
             depth,
             teaching,
             source,
-            epoch: 0,
-            rows: HashMap::new(),
+            epoch: None,
+            taught: Taught::default(),
             unfinished: HashMap::new(),
             capture,
         }
@@ -106,16 +107,41 @@ impl Learner {
     }
 
     /// Looks at code that was added, while it is there.
-    pub(super) fn look_around(&mut self, space: &mut AddressSpace) {
-        space.look_again(self.pid);
-        self.source.prepare(space);
+    pub(super) fn look_around(&mut self, stacks: &mut StackTable) {
+        stacks.code_has_gone();
+        stacks.bring_up_to_date(self.pid);
+        self.source.prepare(&stacks.space);
+        if self.taught.is_outdated(|address| stacks.space.place(address)) {
+            self.start_anew(stacks);
+        }
+    }
+
+    /// Looks whether all code is there still that was learned from; if not, what was learned is forgotten.
+    pub(super) fn review(&mut self, stacks: &mut StackTable) {
+        // A process that has ended has none, and unmaps none.
+        if let Ok(layout) = Layout::of(self.pid)
+            && self.taught.is_outdated(|address| layout.at(address))
+        {
+            self.start_anew(stacks);
+        }
+    }
+
+    fn start_anew(&mut self, stacks: &mut StackTable) {
+        if let Err(error) = self.teaching.raise_epoch(self.pid) {
+            tracing::warn!(%error, "code was unmapped; stacks may be taken for those of before");
+        }
+        self.forget(stacks);
     }
 
     fn file(&mut self, miss: &Unwalked, stacks: &mut StackTable) {
-        if miss.epoch != self.epoch {
-            self.forget(&mut stacks.space);
-            self.epoch = miss.epoch;
+        if self.epoch != Some(miss.epoch) {
+            // Where it was not forgotten already, the notice is lost or yet to come.
+            if self.epoch.is_some() {
+                self.forget(stacks);
+            }
+            self.epoch = Some(miss.epoch);
         }
+        stacks.bring_up_to_date(self.pid);
         let (pcs, end) = match miss.walked {
             Some(end) => (miss.pcs.clone(), end),
             None => self.walk(&miss.pcs, &miss.copy, miss.regs, &mut stacks.space),
@@ -151,11 +177,13 @@ impl Learner {
     }
 
     /// Takes back everything that was taught: addresses have changed their meaning.
-    pub(super) fn forget(&mut self, space: &mut AddressSpace) {
-        for pc in std::mem::take(&mut self.rows).into_keys() {
-            self.teaching.remove_row(self.pid, self.epoch, pc);
+    pub(super) fn forget(&mut self, stacks: &mut StackTable) {
+        if let Some(epoch) = self.epoch.take() {
+            for pc in self.taught.clear() {
+                self.teaching.remove_row(self.pid, epoch, pc);
+            }
         }
-        space.look_again(self.pid);
+        stacks.code_has_gone();
     }
 
     /// Tells the kernel where hijacked return addresses point.
@@ -186,12 +214,14 @@ impl Learner {
 
     /// The row at a pc; taught at the first time.
     fn row(&mut self, pc: u64, space: &mut AddressSpace) -> Row {
-        if let Some(&row) = self.rows.get(&pc) {
+        if let Some(row) = self.taught.row(pc) {
             return row;
         }
         let row = self.source.row(pc, space);
-        self.rows.insert(pc, row);
-        self.teaching.insert_row(self.pid, self.epoch, pc, row);
+        self.taught.insert(pc, row, space.place(pc.saturating_sub(1)));
+        if let Some(epoch) = self.epoch {
+            self.teaching.insert_row(self.pid, epoch, pc, row);
+        }
         row
     }
 }

@@ -13,6 +13,9 @@ mod records;
 pub mod capture;
 
 mod copy;
+mod taught;
+
+mod pace;
 
 mod learn;
 

@@ -122,8 +122,8 @@ impl Recording {
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
         let (mut kernel, mut targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
-        let probes = attach_to(&mut kernel, &process, &findings, &space)?;
-        attach_lifecycle(&mut kernel)?;
+        let probes = attach_to(&kernel, &process, &findings, &space)?;
+        attach_lifecycle(&kernel)?;
         let is_witnessed = capture.is_some();
         let source = RowSource::new(pid, debug_dirs);
         let mut learner = Learner::new(pid, capacities.stack_depth, teaching, source, capture);
@@ -189,9 +189,9 @@ impl Recording {
     ///
     /// To be called when the first thread has ended: the kernel took the probes out with it.
     pub fn reattach(&self) -> Result<(), RecordError> {
-        let mut kernel = lock(&self.kernel);
+        let kernel = lock(&self.kernel);
         let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
-        *lock(&self.probes) = attach_to(&mut kernel, &self.process, &self.findings, &space)?;
+        *lock(&self.probes) = attach_to(&kernel, &self.process, &self.findings, &space)?;
         Ok(())
     }
 
@@ -281,7 +281,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const TRIES: u32 = 1000;
 
 fn attach_to(
-    kernel: &mut Kernel,
+    kernel: &Kernel,
     process: &Process,
     findings: &Findings,
     space: &AddressSpace,

@@ -13,6 +13,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct StackTable {
     pub(super) space: AddressSpace,
+    /// Whether code was unmapped since it was looked at.
+    is_outdated: bool,
     stacks: Vec<RawStack>,
     by_hash: HashMap<u64, usize>,
     by_content: HashMap<RawStack, usize>,
@@ -21,6 +23,18 @@ pub(super) struct StackTable {
 impl StackTable {
     pub(super) fn new(space: AddressSpace) -> Self {
         Self { space, ..Self::default() }
+    }
+
+    /// Has the mappings looked at before the next stack is filed: code was unmapped, or is about to be.
+    pub(super) fn code_has_gone(&mut self) {
+        self.is_outdated = true;
+    }
+
+    /// Looks at the mappings of the process `pid` where code was unmapped since.
+    pub(super) fn bring_up_to_date(&mut self, pid: u32) {
+        if std::mem::take(&mut self.is_outdated) {
+            self.space.look_again(pid);
+        }
     }
 
     /// Files a stack of the process `pid`. Known ones come again, once for each size class.
@@ -36,6 +50,7 @@ impl StackTable {
         if self.is_known(hash) {
             return;
         }
+        self.bring_up_to_date(pid);
         let is_unknown = |address| self.space.find(lookup(address)).is_none();
         if pcs.clone().any(is_unknown) {
             self.space.look_again(pid);
@@ -75,6 +90,21 @@ pub(super) const fn lookup(return_address: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mappings_are_looked_at_once_after_code_has_gone() {
+        let mut table = StackTable::default();
+        let pid = std::process::id();
+        table.insert(pid, 7, [].into_iter(), WalkEnd::Whole);
+        assert!(table.space.ranges().is_empty(), "there was nothing to look for");
+        table.code_has_gone();
+        table.code_has_gone();
+        table.insert(pid, 8, [].into_iter(), WalkEnd::Cut);
+        assert!(table.space.ranges().len() > 1);
+        table.space = AddressSpace::default();
+        table.insert(pid, 9, [].into_iter(), WalkEnd::Cut);
+        assert!(table.space.ranges().is_empty(), "once is enough");
+    }
 
     #[test]
     fn a_stack_is_filed_once_and_found_by_its_hash() {

@@ -1,0 +1,82 @@
+//! How often to look at the mappings of a process that says nothing about them.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// How long after a look to look again.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same where something speaks for it.
+const SHORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Looking may take one part in so many of a CPU: a process may have tens of thousands of mappings.
+const SHARE: u32 = 100;
+
+/// When to look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    last: Instant,
+    /// How much computing the last look took.
+    took: Duration,
+}
+
+impl Pace {
+    /// They were looked at just now.
+    pub(super) fn new() -> Self {
+        Self { last: Instant::now(), took: Duration::ZERO }
+    }
+
+    /// Looks.
+    pub(super) fn look(&mut self, look: impl FnOnce()) {
+        let began = computed();
+        look();
+        self.took = computed().saturating_sub(began);
+        self.last = Instant::now();
+    }
+
+    /// How long not to look any more.
+    pub(super) fn rest(&self) -> Duration {
+        self.wait(INTERVAL).saturating_sub(self.last.elapsed())
+    }
+
+    /// Whether to look, since something speaks for it.
+    pub(super) fn allows(&self) -> bool {
+        self.last.elapsed() >= self.wait(SHORT_INTERVAL)
+    }
+
+    fn wait(&self, interval: Duration) -> Duration {
+        interval.max(self.took * SHARE)
+    }
+}
+
+/// How much computing this thread has done.
+fn computed() -> Duration {
+    // The clock's numbers are not negative.
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_take_long_are_made_less_often() {
+        let took = |milliseconds| Pace { took: Duration::from_millis(milliseconds), ..Pace::new() };
+        assert_eq!(took(1).wait(INTERVAL), INTERVAL);
+        assert_eq!(took(1).wait(SHORT_INTERVAL), SHORT_INTERVAL);
+        assert_eq!(took(50).wait(INTERVAL), Duration::from_secs(5));
+        assert!(!took(50).allows());
+        assert!(took(50).rest() > Duration::from_secs(4));
+    }
+
+    #[test]
+    fn what_a_look_computes_is_noted() {
+        let mut pace = Pace::new();
+        pace.look(|| {
+            let began = computed();
+            while computed() - began < Duration::from_millis(20) {}
+        });
+        assert!(pace.took >= Duration::from_millis(20), "{pace:?}");
+    }
+}
