@@ -25,6 +25,7 @@ fn run_twice(variant: Variant) {
         "signals",
         "plugins",
         "unannounced",
+        "cycles",
         "clones",
         "frames",
         "lazy",

@@ -141,6 +141,25 @@ fn calls_that_never_return_leave_the_following_ones_right_in_any_code() {
     }
 }
 
+#[test]
+fn frames_that_lead_back_down_end_the_walk_and_are_counted() {
+    const REASON: &str = "broken: frames do not ascend";
+    for variant in Variant::ALL {
+        let mut guest = Guest::start_as("cycles", variant);
+        let recording = Recording::attach(guest.pid());
+        guest.command("run");
+        let ledger = guest.ledger();
+        let recorded = recording.finish();
+        guest.exit();
+        let profile = recorded.profile();
+        ledger.assert_equals(&profile);
+        let allocations = u64::try_from(ledger.total().alloc_objects).expect("no negative count");
+        assert_eq!(profile.allocations_by_end().get(REASON), Some(&allocations), "{:#?}", profile.comments);
+        let is_said = |line: &str| line.contains(&format!("{allocations} in ")) && line.contains(REASON);
+        assert!(recorded.outcome.stderr.lines().any(is_said), "{}", recorded.outcome.stderr);
+    }
+}
+
 /// What was learned of a library that has gone is not used for the one that lies in its place.
 #[track_caller]
 fn assert_plugins(variant: Variant) {

@@ -74,6 +74,16 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_lead_to_themselves_give_an_answer() {
+        // A record at 0x1010 that leads to itself, and two at 0x1020 and 0x1030 that lead to each other.
+        let words = [0, 0, 0x1010, 0xa, 0x1030, 0xb, 0x1020, 0xc, 0, 0];
+        let stack = Stack(0x1000, &words);
+        assert!(!is_inside(&stack, 0x1000, 0x1010, 0x1040), "it goes no further");
+        assert!(!is_inside(&stack, 0x1000, 0x1020, 0x1048), "nor do they");
+        assert!(is_inside(&stack, 0x1000, 0x1020, 0x1038), "the second one's return address");
+    }
+
+    #[test]
     fn a_call_is_nested_only_where_its_frames_lead_to_the_outer_ones_return_address() {
         // Frame records at 0x1010 and 0x1030, the outermost at 0x1050.
         let words = [0, 0, 0x1030, 0xa, 0, 0, 0x1050, 0xb, 0, 0, 0, 0];

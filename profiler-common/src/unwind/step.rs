@@ -142,6 +142,71 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_lead_to_themselves_or_back_down_end_the_walk() {
+        let start = Regs { pc: 9, sp: 0x1000, fp: 0x1010 };
+        // Two records that lead to each other, at 0x1010 and 0x1020.
+        let each_other = Stack(0x1000, &[0, 0, 0x1020, 0xa, 0x1010, 0xb]);
+        assert_eq!(walk(start, &each_other), (vec![9, 0xa, 0xb], WalkEnd::NotAscending));
+        // A word that says that the caller's frame lies where this one does, or below.
+        for kept in [0x1000, 0xff8, 0, 1] {
+            let words = [kept, 0xa, kept, 0xb];
+            let stack = Stack(0x1000, &words);
+            for kind in [Kind::DerefSp, Kind::DerefFp] {
+                let row = Row::new(kind, FpRule::Unchanged, 0, 0);
+                assert_eq!(step(row, &start, &stack), Err(WalkEnd::NotAscending), "{kind:?} {kept:#x}");
+            }
+        }
+        for kind in [Kind::Sp, Kind::Fp] {
+            let row = Row::new(kind, FpRule::Unchanged, 0, -0x800);
+            assert_eq!(step(row, &start, &Stack(0, &[0; 0x300])), Err(WalkEnd::NotAscending), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_step_but_that_over_a_signal_leads_up_whatever_is_in_memory() {
+        // xorshift (Marsaglia 2003): the same numbers in every run.
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut number = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        const BASE: u64 = 0x7000;
+        let mut longest = 0;
+        for _ in 0..20_000 {
+            // Most words lead somewhere into the stack.
+            let words: Vec<u64> = (0..64).map(|_| BASE + number() % 600 / 8 * 8).collect();
+            let stack = Stack(BASE, &words);
+            let mut regs = Regs { pc: number(), sp: BASE, fp: BASE + number() % 64 * 8 };
+            let mut steps = 0;
+            loop {
+                let kind = [Kind::FramePointer, Kind::Sp, Kind::Fp, Kind::Plt, Kind::DerefSp, Kind::DerefFp]
+                    [number() as usize % 6];
+                let rule = [FpRule::Unchanged, FpRule::AtCfa, FpRule::AtFp][number() as usize % 3];
+                let row = Row::new(kind, rule, number() as i16 % 8, number() as i32 % 64 / 8 * 8);
+                let Ok(caller) = step(row, &regs, &stack) else { break };
+                assert!(caller.sp > regs.sp, "{row:?} {regs:x?} {caller:x?}");
+                regs = caller;
+                steps += 1;
+            }
+            longest = longest.max(steps);
+        }
+        assert!(longest > 8, "some go on for a while: {longest}");
+    }
+
+    #[test]
+    fn a_signal_frame_that_leads_to_itself_is_left_to_the_limit_of_frames() {
+        // `ucontext` at 0x1000: rsp is its own address, rip that of the trampoline.
+        let mut words = [0; 32];
+        words[5 + 15] = 0x1000;
+        words[5 + 16] = 0x40_0000;
+        let stack = Stack(0x1000, &words);
+        let regs = Regs { pc: 0x40_0001, sp: 0x1000, fp: 0 };
+        assert_eq!(step(Row::SIGNAL, &regs, &stack), Ok(regs));
+    }
+
+    #[test]
     fn each_kind_of_row_leads_to_the_caller() {
         // Words at 0x1000, 0x1008, …: each holds its own address, plus one so that none is 0.
         let words: Vec<u64> = (0..64).map(|index| 0x1000 + 8 * index + 1).collect();
