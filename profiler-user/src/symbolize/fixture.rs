@@ -98,7 +98,7 @@ impl Guest {
             file: Some(file),
             build_id,
             version: Some(version),
-            inode: (0, 0, 0),
+            inode: None,
         }
     }
 

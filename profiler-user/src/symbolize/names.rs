@@ -202,6 +202,24 @@ mod tests {
     }
 
     #[test]
+    fn a_function_of_the_vdso_has_its_name() {
+        let mut space = AddressSpace::default();
+        space.refresh(std::process::id()).unwrap();
+        let vdso = space.modules().iter().position(|module| module.path == "[vdso]").expect("it is mapped");
+        let start = space.current().find(|range| range.content == Content::Module(vdso)).unwrap().start;
+        let file = space.modules()[vdso].file.as_deref().unwrap();
+        let inside = crate::target::elf::exported_address(file, "__vdso_clock_gettime").unwrap().unwrap();
+        let address = start + inside + 2;
+        let frame = RawFrame { address, range: space.find(address) };
+        let stack = RawStack { frames: vec![frame].into(), end: WalkEnd::Whole };
+        let heap = RawHeap { stacks: vec![stack], space, ..RawHeap::empty() };
+        let mut names = Names::default();
+        names.resolve(&heap);
+        let name = &names.lines(&frame, heap.space.ranges())[0].function.name;
+        assert!(name.ends_with("clock_gettime"), "{name}");
+    }
+
+    #[test]
     fn code_without_a_file_is_named_by_the_perf_map_after_the_process_has_ended() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();

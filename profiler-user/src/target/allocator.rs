@@ -116,7 +116,10 @@ pub fn find(space: &AddressSpace) -> Findings {
         if !seen.insert(index) {
             continue;
         }
-        let Some(module) = space.modules().get(index) else { continue };
+        // The vDSO, which is in no file, has none.
+        let Some(module) = space.modules().get(index).filter(|module| module.inode.is_some()) else {
+            continue;
+        };
         match examine(index, module) {
             Ok(allocator) => findings.allocators.push(allocator),
             Err(verdict) => findings.passed.push(Passed { module: index, verdict }),

@@ -74,7 +74,7 @@ impl AddressSpace {
             return Place::Nothing;
         };
         let inode = match range.content {
-            Content::Module(module) => self.modules().get(module).map(|module| module.inode),
+            Content::Module(module) => self.modules().get(module).and_then(|module| module.inode),
             Content::Unnamed(_) => None,
         };
         Stretch { start: range.start, end: range.end, offset: range.offset, inode }.at(address)

@@ -2,9 +2,17 @@
 //!
 //! A file that is held can still be read after the process has ended, or has replaced or deleted it.
 
-use std::{collections::HashMap, fs::File, os::fd::AsRawFd, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{
     process::{ProcessError, live_thread, proc_error},
@@ -22,12 +30,15 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// What the file was when it was opened.
     pub(crate) version: Option<Version>,
-    /// Which file it is.
-    pub(crate) inode: Inode,
+    /// Which file it is; `None` for the vDSO, which is in no file and held as a copy.
+    pub(crate) inode: Option<Inode>,
 }
 
 /// A file, as the kernel tells of mappings: its device, major and minor, and its number there.
 pub(crate) type Inode = (i32, i32, u64);
+
+/// The vDSO has two pages or three; nothing of that name is longer than this.
+const VDSO_LIMIT_BYTES: u64 = 1 << 20;
 
 /// A file that is written to while it is mapped is another from then on, but not any number of times.
 const VERSIONS_LIMIT: usize = 8;
@@ -68,14 +79,16 @@ pub struct AddressSpace {
     /// The ranges mapped at the last look, as places in `ranges`, by rising address.
     current: Vec<usize>,
     trampoline: Option<u64>,
+    /// The vDSO, as a place in `modules`.
+    vdso: Option<usize>,
 }
 
 impl Module {
-    /// A file as it is now, under a name.
+    /// A file as it is now, under a name, that is mapped from nowhere.
     pub fn held(path: String, file: File) -> Self {
         let version = Version::of(&file);
         let build_id = version.build_id().map(<[u8]>::to_vec);
-        Self { path, file: Some(Arc::new(file)), build_id, version: Some(version), inode: (0, 0, 0) }
+        Self { path, file: Some(Arc::new(file)), build_id, version: Some(version), inode: None }
     }
 
     /// A path that leads to the held file for as long as it is held, to be used by this process only.
@@ -109,6 +122,9 @@ impl AddressSpace {
             }
             let content = match (&map.pathname, map.inode) {
                 (MMapPath::Path(path), 1..) => Content::Module(self.module(thread, &map, path)),
+                (MMapPath::Vdso, _) => {
+                    self.vdso(thread, &map).map_or(Content::Unnamed(unnamed(&map.pathname)), Content::Module)
+                }
                 (name, _) => Content::Unnamed(unnamed(name)),
             };
             let next = self.ranges.len();
@@ -158,6 +174,17 @@ impl AddressSpace {
         self.trampoline
     }
 
+    fn vdso(&mut self, thread: u32, map: &MemoryMap) -> Option<usize> {
+        if self.vdso.is_none() {
+            let file = read_vdso(thread, map)
+                .inspect_err(|error| tracing::debug!(%error, "the vDSO cannot be read"))
+                .ok()?;
+            self.modules.push(Module::held(unnamed(&map.pathname), file));
+            self.vdso = Some(self.modules.len() - 1);
+        }
+        self.vdso
+    }
+
     fn module(&mut self, thread: u32, map: &MemoryMap, path: &std::path::Path) -> usize {
         let inode = inode(map);
         let (last, versions) = self.by_inode.get(&inode).copied().unwrap_or_default();
@@ -174,11 +201,26 @@ impl AddressSpace {
         let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
         let path = path.to_string_lossy();
         let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
-        self.modules.push(Module { path, file, build_id, version, inode });
+        self.modules.push(Module { path, file, build_id, version, inode: Some(inode) });
         let module = self.modules.len() - 1;
         self.by_inode.insert(inode, (module, versions + 1));
         module
     }
+}
+
+/// What the kernel has every process map for calls that need not enter it: an ELF image that is in no file, with its rules
+/// and names like any other. It is the same from beginning to end.
+fn read_vdso(thread: u32, map: &MemoryMap) -> io::Result<File> {
+    let (start, end) = map.address;
+    let length = end.saturating_sub(start);
+    if length > VDSO_LIMIT_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+    File::open(format!("/proc/{thread}/mem"))?.read_exact_at(&mut bytes, start)?;
+    let file = File::from(memfd_create("vdso", MemfdFlags::CLOEXEC)?);
+    file.write_all_at(&bytes, 0)?;
+    Ok(file)
 }
 
 /// The mappings of a process that are executable, read through one of its threads.
@@ -228,5 +270,18 @@ mod tests {
         assert_eq!(space.find(here), Some(index));
         assert_eq!(space.ranges().len(), before);
         assert_eq!(space.find(0), None);
+    }
+
+    #[test]
+    fn the_vdso_is_held_like_a_file() {
+        let mut space = AddressSpace::default();
+        space.refresh(std::process::id()).unwrap();
+        space.refresh(std::process::id()).unwrap();
+        let vdso: Vec<_> = space.modules().iter().filter(|module| module.path == "[vdso]").collect();
+        let [vdso] = vdso[..] else { panic!("{vdso:?}") };
+        let file = vdso.file.as_deref().unwrap();
+        assert!(crate::target::elf::is_elf(file));
+        assert!(vdso.build_id.is_some());
+        assert!(!vdso.has_changed());
     }
 }

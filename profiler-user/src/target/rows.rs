@@ -29,7 +29,6 @@ pub struct RowSource {
     files: HashMap<usize, FileRows>,
     /// How much memory may still be taken for unwind information.
     left_bytes: usize,
-    vdso: Option<Option<UnwindInfo>>,
 }
 
 /// What a file says about its code.
@@ -44,9 +43,6 @@ struct FileRows {
 /// `mov $15, %rax; syscall`, which is rt_sigreturn.
 const SIGNAL_RETURN_BYTES: usize = 9;
 
-/// The vDSO has two pages or three; nothing of that name is longer than this.
-const VDSO_LIMIT_BYTES: u64 = 1 << 20;
-
 /// A JVM's files take 5 MiB, a browser's 40; a process can map any number of files that claim to have 256 each.
 const INFO_LIMIT_BYTES: usize = 1 << 30;
 
@@ -54,7 +50,7 @@ impl RowSource {
     /// Rows of the process `pid`. Debug files are looked for in `debug_dirs` and where they usually are.
     pub fn new(pid: u32, debug_dirs: Vec<PathBuf>) -> Self {
         let root = Root::of(pid).ok();
-        Self { pid, debug_dirs, root, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES, vdso: None }
+        Self { pid, debug_dirs, root, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
     }
 
     /// Reads the unwind information of every file that is mapped now.
@@ -141,7 +137,8 @@ impl RowSource {
                 self.file_row(*index, module, range, call)
             }
             Content::Unnamed(name) => match name.as_str() {
-                "[vdso]" => self.vdso_row(range, call),
+                // It could not be read, or it would be held like a file.
+                "[vdso]" => Row::stop(WalkEnd::NoUnwindInfo),
                 // Code made at run time.
                 _ => Row::FRAME_POINTER,
             },
@@ -162,13 +159,6 @@ impl RowSource {
         }
         self.look_beside(index, module, file);
         self.files.get(&index).map_or(Row::stop(WalkEnd::NoUnwindInfo), |rows| rows.row(offset))
-    }
-
-    fn vdso_row(&mut self, range: &Range, call: u64) -> Row {
-        let pid = self.pid;
-        let info = self.vdso.get_or_insert_with(|| read_vdso(pid, range));
-        let row = info.as_mut().and_then(|info| Some(info.row(info.svma_of(call - range.start)?)));
-        row.unwrap_or(Row::stop(WalkEnd::NoUnwindInfo))
     }
 }
 
@@ -211,15 +201,6 @@ fn is_signal_return(file: &File, offset: u64) -> bool {
     let mut code = [0; SIGNAL_RETURN_BYTES];
     let next = offset.checked_add(1);
     next.is_some_and(|next| file.read_exact_at(&mut code, next).is_ok()) && cfi::is_signal_return(&code)
-}
-
-/// The vDSO is in no file: it is read out of the process, in which it is the same from beginning to end.
-fn read_vdso(pid: u32, range: &Range) -> Option<UnwindInfo> {
-    let length = range.end.checked_sub(range.start).filter(|length| *length <= VDSO_LIMIT_BYTES)?;
-    let mut bytes = vec![0; usize::try_from(length).ok()?];
-    let thread = super::process::live_thread(pid)?;
-    File::open(format!("/proc/{thread}/mem")).ok()?.read_exact_at(&mut bytes, range.start).ok()?;
-    UnwindInfo::from_image(bytes).ok().flatten()
 }
 
 #[cfg(test)]

@@ -185,7 +185,11 @@ fn write(file: File, lines: &Receiver<Line>) -> io::Result<()> {
 fn captured_range(id: usize, space: &AddressSpace) -> Option<CapturedRange> {
     let range = space.ranges().get(id)?;
     let (name, is_file) = match &range.content {
-        Content::Module(module) => (space.modules().get(*module)?.path.clone(), true),
+        Content::Module(module) => {
+            let module = space.modules().get(*module)?;
+            // The vDSO is in none.
+            (module.path.clone(), module.inode.is_some())
+        }
         Content::Unnamed(name) => (name.clone(), false),
     };
     Some(CapturedRange { id, start: range.start, end: range.end, offset: range.offset, name, is_file })

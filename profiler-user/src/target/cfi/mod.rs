@@ -122,7 +122,7 @@ impl UnwindInfo {
         Ok(Self::from_parts(Parts::of_file(file)?))
     }
 
-    /// Reads an ELF image that is already in memory, such as the vDSO.
+    /// Reads an ELF image that is already in memory.
     pub fn from_image(bytes: Vec<u8>) -> Result<Option<Self>, CfiError> {
         Ok(Self::from_parts(Parts::of_image(&bytes)?))
     }
