@@ -60,11 +60,29 @@ fn holds(functions: &[&str], chain: &[String]) -> bool {
     chain.iter().all(|wanted| rest.any(|function| function == wanted))
 }
 
-/// `fill` of `(anonymous namespace)::fill(std::vector<int>&)`, and `name` of `circle::name(int) const`.
+/// `fill` of `(anonymous namespace)::fill(std::vector<int>&)`, `name` of `circle::name(int) const`, and `next` of
+/// `<a::Iter<u8> as b::Next>::next`.
 fn last_segment(name: &str) -> &str {
     let name = name.rsplit_once("(anonymous namespace)::").map_or(name, |(_, rest)| rest);
+    let name = behind_type(name);
     let end = name.find(['(', '<']).unwrap_or(name.len());
-    name[..end].rsplit("::").next().unwrap_or(name)
+    name[..end].trim_end_matches("::").rsplit("::").next().unwrap_or(name)
+}
+
+/// What follows the type in angle brackets with which a Rust name may begin.
+fn behind_type(name: &str) -> &str {
+    let mut depth = 0;
+    for (at, letter) in name.char_indices() {
+        match letter {
+            '<' => depth += 1,
+            '>' if !name[..at].ends_with('-') => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return if at == 0 { name } else { name[at + 1..].trim_start_matches("::") };
+        }
+    }
+    name
 }
 
 fn listed(stack: &Stack, profile: &Profile) -> String {
@@ -115,6 +133,9 @@ mod tests {
             ("fill(std::vector<int, std::allocator<int> >&)", "fill"),
             ("(anonymous namespace)::insert(std::vector<int>&&, int)", "insert"),
             ("std::thread::lifecycle::spawn<release::work>", "spawn"),
+            ("<std::sys::thread::unix::Thread>::new::thread_start", "thread_start"),
+            ("<alloc::boxed::Box<dyn Fn() -> u8> as a::Call<()>>::call", "call"),
+            ("<alloc::vec::Vec<u8>>::push::<u8>", "push"),
         ] {
             assert_eq!(last_segment(name), segment);
         }

@@ -185,7 +185,8 @@ fn plugins(then: impl IntoIterator<Item = Step>) -> PathBuf {
 pub fn every_program() -> Vec<PathBuf> {
     let folder = source("");
     let entries = fs::read_dir(&folder).unwrap_or_else(|err| panic!("{}: {err}", folder.display()));
-    let mut programs = vec![no_allocator(Width::Bits64), with_debug_frame("frames"), split("frames").0];
+    let mut programs = vec![no_allocator(Width::Bits32), no_allocator(Width::Bits64)];
+    programs.extend([with_debug_frame("frames"), split("frames").0]);
     programs.extend([packed_plugins(), linked_plugins()]);
     for entry in entries {
         let path = entry.expect("the folder stays").path();

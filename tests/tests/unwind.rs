@@ -98,7 +98,7 @@ whole_stacks! {
     a_coroutine: "coroutine", ["main", "coroutine"];
     inlined_cpp_with_exceptions: "containers", ["main"];
     // The standard library allocates for a thread before it calls what the thread is for.
-    release_rust: "release", ["main", "work", "start_thread"];
+    release_rust: "release", ["main", "work", "thread_start"];
     every_allocating_function: "every-function", ["main"];
     threads_that_share_blocks: "threads", ["main", "churn"];
 }

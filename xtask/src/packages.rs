@@ -42,14 +42,16 @@ pub(crate) const CXX: Need =
     Need { sign: Sign::Program("c++"), package: "g++", purpose: "compiles the tests' C++ program" };
 
 /// Programs as Debian builds them, which the tests of unwinding record.
-pub(crate) const RECORDED_PROGRAMS: [Need; 6] = [
+pub(crate) const SMALL_PROGRAMS: [Need; 4] = [
     recorded("/usr/bin/python3", "python3"),
     recorded("/usr/bin/redis-server", "redis-server"),
     recorded("/usr/bin/sqlite3", "sqlite3"),
     recorded("/usr/sbin/nginx", "nginx-light"),
-    recorded("/usr/bin/keytool", "default-jre-headless"),
-    recorded("/usr/bin/node", "nodejs"),
 ];
+
+/// More of them, of some hundred megabytes.
+pub(crate) const LARGE_PROGRAMS: [Need; 2] =
+    [recorded("/usr/bin/keytool", "default-jre-headless"), recorded("/usr/bin/node", "nodejs")];
 
 const fn recorded(path: &'static str, package: &'static str) -> Need {
     Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }

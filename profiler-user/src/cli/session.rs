@@ -20,12 +20,12 @@ use crate::{
     source::{
         RawHeap,
         uprobe::{
-            Capacities, Notice, Recording, Vitals,
+            Capacities, Notice, RecordError, Recording, Vitals,
             capture::{Capture, CaptureError},
         },
     },
     symbolize::{self, Names},
-    target::Process,
+    target::{Process, process::ProcessError},
 };
 
 /// A recording, and what was found out about it so far.
@@ -137,6 +137,8 @@ impl Session {
     fn follow_threads(&self) -> Result<bool, CliError> {
         match self.recording.reattach() {
             Ok(()) => Ok(true),
+            // Every thread is ending, which the kernel shows of the process only when the last one has.
+            Err(RecordError::Process(ProcessError::Gone { .. })) => Ok(false),
             Err(_) if self.process().has_ended() => Ok(false),
             Err(error) => Err(CliError::record(self.process().pid())(error)),
         }

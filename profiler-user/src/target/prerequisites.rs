@@ -44,9 +44,21 @@ impl Verdict {
     }
 }
 
-/// The oldest kernel: hash maps that allocate as they fill are safe in probes since 6.1 (`bpf_mem_alloc`,
-/// 7c8199e24fa0), and everything else that is used is older (`bpf_loop` 5.17, probe cookies 5.15, ring buffers 5.8).
-const OLDEST_KERNEL: (u8, u8) = (6, 1);
+/// What the kernel programs use, with the version that brought it (after include/uapi/linux/bpf.h and the kernel's history),
+/// oldest first. Everything else that is used is older than 5.8.
+///
+/// The last is no interface: older kernels take such a map, with a warning that it is unsafe
+/// (`check_map_prog_compatibility` in kernel/bpf/verifier.c, v6.0), upon which some are configured to panic.
+const KERNEL_FEATURES: [((u8, u8), &str); 4] = [
+    ((5, 8), "ring buffers (5.8)"),
+    ((5, 15), "values handed to a probe's program (5.15)"),
+    ((5, 17), "bounded loops by bpf_loop (5.17)"),
+    // `bpf_mem_alloc`, 7c8199e24fa0.
+    ((6, 1), "hash maps that may grow inside a probe (6.1)"),
+];
+
+/// The oldest kernel, which has all of them.
+const OLDEST_KERNEL: (u8, u8) = KERNEL_FEATURES[KERNEL_FEATURES.len() - 1].0;
 
 /// Capabilities by their numbers in include/uapi/linux/capability.h.
 const CAPABILITIES: [(u8, &str); 4] =
@@ -140,19 +152,29 @@ fn architecture() -> Check {
 }
 
 fn kernel() -> Check {
-    let (major, minor) = OLDEST_KERNEL;
     let verdict = match procfs::KernelVersion::current() {
-        Ok(version) => {
-            let found = format!("{}.{}.{}", version.major, version.minor, version.patch);
-            if (version.major, version.minor) >= OLDEST_KERNEL {
-                Verdict::Present(found)
-            } else {
-                missing(found, format!("boot a kernel of {major}.{minor} or later"))
-            }
-        }
+        Ok(version) => kernel_version((version.major, version.minor, version.patch)),
         Err(error) => Verdict::Optional(format!("unknown: {error}")),
     };
     Check { name: "kernel 6.1 or later", purpose: "count in the kernel without harm to the target", verdict }
+}
+
+/// What a kernel of this version lacks.
+fn kernel_version((major, minor, patch): (u8, u8, u16)) -> Verdict {
+    let found = format!("{major}.{minor}.{patch}");
+    let lacking: Vec<_> = KERNEL_FEATURES
+        .iter()
+        .filter(|(since, _)| (major, minor) < *since)
+        .map(|(_, feature)| *feature)
+        .collect();
+    if lacking.is_empty() {
+        return Verdict::Present(found);
+    }
+    let (major, minor) = OLDEST_KERNEL;
+    missing(
+        format!("{found}, without {}", lacking.join(", ")),
+        format!("boot a kernel of {major}.{minor} or later"),
+    )
 }
 
 fn uprobes() -> Check {
@@ -247,6 +269,29 @@ mod tests {
         );
         let Verdict::Missing { next_step, .. } = capabilities(0, false) else { panic!() };
         assert!(next_step.contains("sudo"), "{next_step}");
+    }
+
+    #[test]
+    fn an_old_kernel_is_refused_for_what_it_lacks() {
+        let (major, minor) = OLDEST_KERNEL;
+        assert_eq!(kernel().name, format!("kernel {major}.{minor} or later"));
+        for version in [(6, 1, 0), (6, 12, 117), (7, 0, 0)] {
+            assert!(matches!(kernel_version(version), Verdict::Present(_)), "{version:?}");
+        }
+        for (version, lacks, has) in [
+            ((6, 0, 19), "hash maps", "bpf_loop"),
+            ((5, 16, 20), "bpf_loop", "a probe's program"),
+            ((5, 10, 251), "a probe's program", "ring buffers"),
+            ((4, 19, 0), "ring buffers", "nothing"),
+        ] {
+            let Verdict::Missing { found, next_step } = kernel_version(version) else {
+                panic!("{version:?} is taken")
+            };
+            let (major, minor, patch) = version;
+            assert!(found.starts_with(&format!("{major}.{minor}.{patch}, ")), "{found}");
+            assert!(found.contains(lacks) && !found.contains(has), "{found}");
+            assert!(found.contains("(6.1)") && next_step.contains("6.1"), "{found}; {next_step}");
+        }
     }
 
     #[test]

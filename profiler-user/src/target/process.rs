@@ -190,8 +190,14 @@ fn machine(mut file: &File) -> io::Result<&'static str> {
 /// What /proc and the kernel's probes tell of a process they take from one thread, and the first one's memory is
 /// gone once it has ended, even where others go on.
 pub(crate) fn live_thread(pid: u32) -> Option<u32> {
-    let entry = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
-    entry.tasks().ok()?.flatten().find_map(|task| {
+    live_threads(pid).next()
+}
+
+/// All of them. One that is ending is not shown as ended at once.
+pub(crate) fn live_threads(pid: u32) -> impl Iterator<Item = u32> {
+    let entry = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok());
+    let tasks = entry.and_then(|entry| entry.tasks().ok()).into_iter().flatten().flatten();
+    tasks.filter_map(|task| {
         let state = task.stat().ok()?.state;
         (!matches!(state, 'Z' | 'X')).then(|| u32::try_from(task.tid).ok()).flatten()
     })

@@ -1,11 +1,12 @@
 #!/bin/busybox sh
-# The first process of the machine that `cargo xtask test vm` boots: runs the tests, says what it does in lines that
-# begin with @@, and switches off.
+# The first process of the machine that `cargo xtask test vm` boots: runs the tests that SUITES names, says what it does
+# in lines that begin with @@, and switches off.
 busybox() { /bin/busybox "$@"; }
 busybox mkdir -p /proc /sys /dev /tmp /root /run
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs dev /dev
+busybox ln -s /proc/self/fd/1 /dev/stdout
 # /tmp stays what it is, in memory like everything here: the sources that came along may lie below it.
 busybox mount -t tracefs tracefs /sys/kernel/tracing
 busybox ifconfig lo up
@@ -14,13 +15,15 @@ busybox dmesg -n 1
 export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8
 export HEAPTAP_BIN=/heaptap HEAPTAP_GUESTS=/guests RUST_BACKTRACE=0
 
-/heaptap doctor
-while read -r name; do
+/heaptap doctor 2>&1
+echo "@@ doctor $?"
+while read -r name options; do
+    case ",$SUITES," in *",$name,"*) ;; *) continue ;; esac
     echo "@@ begin $name"
-    # A session of its own: there is no terminal whose signals could reach it.
-    busybox setsid "/tests/$name" --test-threads=1 </dev/null 2>&1
+    # A session of its own: there is no terminal whose signals could reach it. Options are words.
+    busybox setsid "/tests/$name" --test-threads=1 $options </dev/null 2>&1
     echo "@@ end $name $?"
-done </run-tests
+done </suites
 echo "@@ dmesg"
 busybox dmesg
 echo "@@ done"

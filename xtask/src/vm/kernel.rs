@@ -8,12 +8,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::workspace::{output, run};
 
-/// Where the kernels come from. Debian 12 has both lines: the second as the security team's offer of a newer one.
-const SOURCES: &str = "\
-deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main
-deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-http://deb.debian.org/debian-security bookworm-security main
-";
+/// Where the kernels of a release come from. The security team's part has the newest ones.
+fn sources(release: &str) -> String {
+    let options = "[arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
+    let mirror = "http://deb.debian.org";
+    format!(
+        "deb {options} {mirror}/debian {release} main\ndeb {options} {mirror}/debian-security {release}-security main\n"
+    )
+}
 
 /// Lists of packages of our own, apart from this machine's, which may be of another release and are root's.
 #[derive(Debug)]
@@ -23,14 +25,15 @@ pub(super) struct Packages {
 
 impl Packages {
     /// Fetches what has changed since the last time.
-    pub(super) fn update(folder: &Path) -> Result<Self> {
-        let packages = Self { folder: folder.join("apt") };
+    pub(super) fn update(folder: &Path, release: &str) -> Result<Self> {
+        let packages = Self { folder: folder.join(release) };
         for part in ["lists/partial", "cache/archives/partial", "kernels"] {
             let part = packages.folder.join(part);
             fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
         }
         let sources = packages.folder.join("sources.list");
-        fs::write(&sources, SOURCES).with_context(|| format!("cannot write {}", sources.display()))?;
+        fs::write(&sources, self::sources(release))
+            .with_context(|| format!("cannot write {}", sources.display()))?;
         if let Err(err) = run(&mut packages.apt("apt-get", &["--quiet", "update"])) {
             eprintln!("xtask: going on with the lists of last time: {err:#}");
         }

@@ -79,6 +79,9 @@ impl Drain {
             on_notice,
             wake: Arc::clone(&wake),
             questions,
+            asked: Vec::new(),
+            waited_for_since: None,
+            is_held_up: false,
         };
         let thread = std::thread::Builder::new().name("heaptap-drain".to_owned()).spawn(move || {
             worker.run();
@@ -156,6 +159,9 @@ const ALERT: Duration = Duration::from_secs(2);
 /// How long to wait while more is expected.
 const LOOK_SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
 
+/// How long to wait for a record that is being written, and those behind it.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 /// How long to wait for more of a stack: its pieces are written one right after the other.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -172,6 +178,12 @@ struct Worker<F> {
     on_notice: F,
     wake: Arc<OwnedFd>,
     questions: Receiver<Question>,
+    /// Those that are to be answered.
+    asked: Vec<Question>,
+    /// Since when somebody waits for everything to be read.
+    waited_for_since: Option<Instant>,
+    /// Whether the next record is still being written, which keeps all behind it from being read.
+    is_held_up: bool,
 }
 
 impl<F: FnMut(Notice)> Worker<F> {
@@ -190,10 +202,9 @@ impl<F: FnMut(Notice)> Worker<F> {
             }
             // Those who ask have seen counts whose stacks are in the buffer: the questions are taken before the records, and
             // answered behind them.
-            let mut questions = Vec::new();
             let is_over = loop {
                 match self.questions.try_recv() {
-                    Ok(question) => questions.push(question),
+                    Ok(question) => self.asked.push(question),
                     Err(TryRecvError::Empty) => break false,
                     Err(TryRecvError::Disconnected) => break true,
                 }
@@ -223,9 +234,14 @@ impl<F: FnMut(Notice)> Worker<F> {
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
                 }
             }
+            self.is_held_up = self.has_records();
+            let is_late = self.is_late(is_over || !self.asked.is_empty());
+            let is_over = is_over && (is_late || !self.is_held_up);
             let patience = if is_over { Duration::ZERO } else { PATIENCE };
             self.learner.give_up(patience, &mut self.stacks);
-            questions.into_iter().for_each(|question| question(&self.stacks));
+            if is_late || !(self.is_held_up || self.learner.is_waiting()) {
+                self.asked.drain(..).for_each(|question| question(&self.stacks));
+            }
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
@@ -250,12 +266,26 @@ impl<F: FnMut(Notice)> Worker<F> {
         }
     }
 
+    /// Whether the ring buffer has a record, be it one that is still being written.
+    fn has_records(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.rings.events.as_fd(), PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+    }
+
+    /// Whether somebody has waited long enough; `is_waited_for` says whether somebody waits.
+    fn is_late(&mut self, is_waited_for: bool) -> bool {
+        let since = if is_waited_for { self.waited_for_since.or(Some(Instant::now())) } else { None };
+        self.waited_for_since = since.filter(|since| since.elapsed() < CATCH_UP);
+        is_waited_for && self.waited_for_since.is_none()
+    }
+
     /// Waits for a record or a question.
     fn wait(&self) -> rustix::io::Result<()> {
-        let mut fds = vec![
-            PollFd::new(&self.wake, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.rings.events.as_fd(), PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        // Whoever is writing a record may need our processor for it.
+        if !self.is_held_up {
+            fds.push(PollFd::from_borrowed_fd(self.rings.events.as_fd(), PollFlags::IN));
+        }
         if let Some(log) = &self.rings.log {
             fds.push(PollFd::from_borrowed_fd(log.as_fd(), PollFlags::IN));
         }
@@ -263,7 +293,7 @@ impl<F: FnMut(Notice)> Worker<F> {
         // something to learn, we look ourselves.
         let is_content = self.knows_trampoline && !self.learner.is_waiting();
         let rest = Timespec::try_from(self.pace.rest()).unwrap_or(LOOK_AGAIN);
-        let timeout = if self.last_miss.elapsed() < ALERT {
+        let timeout = if self.is_held_up || self.last_miss.elapsed() < ALERT {
             LOOK_SOON
         } else if is_content {
             rest

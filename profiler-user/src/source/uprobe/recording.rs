@@ -28,7 +28,7 @@ use crate::{
         Process,
         allocator::{self, Findings},
         maps::AddressSpace,
-        process::{ProcessError, live_thread},
+        process::{ProcessError, live_threads},
         rows::RowSource,
     },
 };
@@ -277,8 +277,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Threads through which to try to attach, before it is taken for an error.
-const TRIES: u32 = 1000;
+/// How often to look for a thread through which to attach: while they are looked at, some may end and others begin.
+const TRIES: u32 = 100;
 
 fn attach_to(
     kernel: &Kernel,
@@ -286,25 +286,29 @@ fn attach_to(
     findings: &Findings,
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
-    let gone = ProcessError::Gone { pid: process.pid() };
-    let mut tries = TRIES;
-    let (mut probes, thread) = loop {
-        let Some(thread) = live_thread(process.pid()).and_then(NonZeroU32::new) else {
-            return Err(gone.into());
-        };
-        tries -= 1;
-        match attach(kernel, &findings.allocators, space, thread) {
-            Ok(probes) => break (probes, thread),
-            Err(_) if process.has_ended() => return Err(gone.into()),
-            // Of a process that is ending, one thread after the other goes.
-            Err(error) if error.thread_is_gone() && tries > 0 => {}
-            Err(error) => return Err(error.into()),
+    let gone = || ProcessError::Gone { pid: process.pid() };
+    for _ in 0..TRIES {
+        let mut threads = live_threads(process.pid()).filter_map(NonZeroU32::new).peekable();
+        if threads.peek().is_none() {
+            return Err(gone().into());
         }
-    };
-    if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
-        tracing::warn!(%error, "libraries that are unloaded will not be noticed");
+        for thread in threads {
+            match attach(kernel, &findings.allocators, space, thread) {
+                Ok(mut probes) => {
+                    if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
+                        tracing::warn!(%error, "libraries that are unloaded will not be noticed");
+                    }
+                    return Ok(probes);
+                }
+                Err(_) if process.has_ended() => return Err(gone().into()),
+                // One that is ending takes no probe any more, and is not shown as ended at once.
+                Err(error) if error.thread_is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
-    Ok(probes)
+    // What there is of it is ending.
+    Err(gone().into())
 }
 
 const fn overflow_totals() -> Totals {
