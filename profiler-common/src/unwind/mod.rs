@@ -2,6 +2,8 @@
 
 mod row;
 
+mod frame;
+
 mod step;
 
 mod nesting;
@@ -9,6 +11,8 @@ mod nesting;
 mod hash;
 
 pub use row::{FpRule, Kind, Row};
+
+pub use frame::Frame;
 
 pub use step::step;
 
