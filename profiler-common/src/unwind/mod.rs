@@ -10,6 +10,8 @@ mod nesting;
 
 mod hash;
 
+mod cache;
+
 pub use row::{FpRule, Kind, Row};
 
 pub use frame::Frame;
@@ -17,6 +19,8 @@ pub use frame::Frame;
 pub use step::step;
 
 pub use nesting::Nesting;
+
+pub use cache::CachedRow;
 
 pub use hash::StackHash;
 
