@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         Recording::start_with(&object, process, &Capacities::default(), Vec::new(), false, None, |_| {})?;
     let status = held.release()?.wait()?;
     ensure!(status.success(), "the command ended with {status}");
-    recording.stop();
+    recording.stop()?;
     let programs = programs()?;
     println!("frames {}", frames(&recording.snapshot()?, &programs)?);
     if with_times {
