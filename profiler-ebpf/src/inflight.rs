@@ -14,7 +14,7 @@ use crate::{
     counters::count,
     maps::{self, INFLIGHT, LIVE},
     memory::UserMemory,
-    unwind,
+    unwind::{self, Stack},
 };
 
 /// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
@@ -40,7 +40,7 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
     }
     if is_pending && regs.rsp < outer.sp {
         let inside = unwind::caller(regs.rsp, regs.rbp)
-            .is_none_or(|caller| unwind::is_inside(caller, outer.sp, tgid, target));
+            .is_none_or(|caller| unwind::is_inside(&Stack::new(caller, tgid, target), outer.sp));
         if inside {
             return true;
         }

@@ -18,6 +18,13 @@ mod inflight;
 
 mod unwind;
 
+mod transcript;
+
+mod send;
+
+#[cfg(feature = "kernel-walk")]
+mod kernel_walk;
+
 mod record;
 
 mod release;

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, ProgramArray, RingBuf},
+    maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use profiler_common::{
     call::InFlight,
@@ -11,6 +11,7 @@ use profiler_common::{
     heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
     limits,
     target::Target,
+    unwind::CachedRow,
 };
 
 /// tgid → what to do for that process; without an entry, nothing.
@@ -24,6 +25,10 @@ pub static TRAMPOLINES: HashMap<u32, u64> = HashMap::with_max_entries(limits::MA
 /// Return address → how to go on from there, a `Row`.
 #[map]
 pub static ROWS: HashMap<RowKey, u64> = HashMap::with_max_entries(limits::MAX_ROWS, BPF_F_NO_PREALLOC);
+
+/// Slot → one of the `ROWS`: looked at first, because it takes no call of a helper.
+#[map]
+pub static ROW_CACHE: Array<CachedRow> = Array::with_max_entries(1 << CachedRow::SLOTS_LOG2, 0);
 
 /// tgid → what was lost or guessed.
 #[map]

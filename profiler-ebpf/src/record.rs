@@ -1,6 +1,6 @@
 //! Counting what was allocated.
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::{EbpfContext, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
     counters::Counter,
@@ -15,7 +15,8 @@ use crate::{
     counters::{add, count},
     inflight::NO_EXIST,
     maps::{LIVE, TOTALS},
-    unwind,
+    send::{send_miss, send_stack},
+    unwind::Stack,
 };
 
 /// `EEXIST` of include/uapi/asm-generic/errno-base.h.
@@ -34,18 +35,22 @@ pub fn key(tgid: u32, block: &LiveBlock) -> TotalsKey {
 /// under an id of its own, which user space will know the stack of. Where `TOTALS` is full the stack is
 /// [`OVERFLOW_STACK`], whose entry the loader made.
 #[inline(always)]
-pub fn announce(ctx: &impl EbpfContext, pid_tgid: u64, regs: Regs, size_bytes: u64, target: &Target) -> u64 {
+pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, size_bytes: u64, target: &Target) -> u64 {
     let tgid = (pid_tgid >> 32) as u32;
-    let walk = unwind::walk(regs, tgid, target);
-    let mut stack = walk.finish();
-    if walk.misses_row() {
-        stack = walk.provisional_id(pid_tgid);
-        if !unwind::send_miss(stack, &walk, regs, tgid, target) {
+    let stack = Stack::new(regs, tgid, target);
+    #[cfg(not(feature = "kernel-walk"))]
+    let walked = crate::unwind::walk(&stack);
+    #[cfg(feature = "kernel-walk")]
+    let walked = crate::kernel_walk::walk(ctx, &stack);
+    let mut id = walked.hash();
+    if walked.misses_row() {
+        id = walked.provisional_id(pid_tgid);
+        if !send_miss(id, &walked, &stack) {
             count(tgid, Counter::RingFull, 1);
-            stack = UNLEARNED_STACK;
+            id = UNLEARNED_STACK;
         }
     }
-    let key = key(tgid, &LiveBlock { size_bytes, stack });
+    let key = key(tgid, &LiveBlock { size_bytes, stack: id });
     let totals = match TOTALS.get_ptr_mut(key) {
         Some(totals) => totals,
         None => {
@@ -60,15 +65,15 @@ pub fn announce(ctx: &impl EbpfContext, pid_tgid: u64, regs: Regs, size_bytes: u
     };
     // SAFETY: an aligned word of a map value; whoever else writes it writes 1.
     if unsafe { (&raw const (*totals).sent).read_volatile() } != 0 {
-        return stack;
+        return id;
     }
-    if walk.misses_row() || unwind::send_stack(stack, &walk, regs, tgid, target) {
+    if walked.misses_row() || send_stack(id, &walked, &stack) {
         // SAFETY: as above.
         unsafe { (&raw mut (*totals).sent).write_volatile(1) };
     } else {
         count(tgid, Counter::RingFull, 1);
     }
-    stack
+    id
 }
 
 /// Counts an allocated block and keeps it among the live ones.

@@ -58,8 +58,8 @@ impl Toolchain {
         Ok(output(Command::new("bpf-linker").arg("--version"))?.trim().to_owned())
     }
 
-    /// Builds `profiler-ebpf` and gives the object, with its debugging information.
-    pub(crate) fn build(&self, root: &Path) -> Result<Vec<u8>> {
+    /// Builds `profiler-ebpf`, with `features`, and gives the object, with its debugging information.
+    pub(crate) fn build(&self, root: &Path, features: &[&str]) -> Result<Vec<u8>> {
         let package = root.join("profiler-ebpf");
         let target = package.join("target");
         run(cargo()?
@@ -72,6 +72,8 @@ impl Toolchain {
                 "bpfel-unknown-none",
                 "-Z",
                 "build-std=core",
+                "--features",
+                &features.join(","),
             ])
             .arg("--target-dir")
             .arg(&target)

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
         );
     }
     let toolchain = Toolchain::find()?;
-    let object = strip(&toolchain.build(root)?)?;
+    let object = strip(&toolchain.build(root, &[])?)?;
     let record = Record {
         compiler: toolchain.compiler()?,
         linker: toolchain.linker()?,

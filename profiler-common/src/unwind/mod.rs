@@ -2,17 +2,25 @@
 
 mod row;
 
+mod frame;
+
 mod step;
 
 mod nesting;
 
 mod hash;
 
+mod cache;
+
 pub use row::{FpRule, Kind, Row};
+
+pub use frame::Frame;
 
 pub use step::step;
 
 pub use nesting::Nesting;
+
+pub use cache::CachedRow;
 
 pub use hash::StackHash;
 

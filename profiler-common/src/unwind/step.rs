@@ -1,6 +1,6 @@
 //! One step up a stack.
 
-use super::{FpRule, Kind, ReadMemory, Regs, Row, WalkEnd};
+use super::{FpRule, Frame, Kind, ReadMemory, Regs, Row, WalkEnd, frame::FramePointer};
 
 /// The caller's registers, or how the walk ends here.
 ///
@@ -8,100 +8,125 @@ use super::{FpRule, Kind, ReadMemory, Regs, Row, WalkEnd};
 /// than the pc, so that the byte before a pc always belongs to the code that it stands for.
 #[inline(always)]
 pub fn step(row: Row, regs: &Regs, memory: &impl ReadMemory) -> Result<Regs, WalkEnd> {
-    const FRAME_POINTER: u8 = Kind::FramePointer as u8;
-    const SP: u8 = Kind::Sp as u8;
-    const FP: u8 = Kind::Fp as u8;
-    const PLT: u8 = Kind::Plt as u8;
-    const SIGNAL: u8 = Kind::Signal as u8;
-    const DEREF_SP: u8 = Kind::DerefSp as u8;
-    const DEREF_FP: u8 = Kind::DerefFp as u8;
-    const END: u8 = Kind::End as u8;
-    const STOP: u8 = Kind::Stop as u8;
-    let cfa = match row.kind() {
-        SP => regs.sp.wrapping_add(row.cfa_offset()),
-        FP => regs.fp.wrapping_add(row.cfa_offset()),
-        FRAME_POINTER => return step_frame_pointer(regs, memory),
-        PLT => {
-            // The pc is that of the instruction that comes next: stubs are not returned to but interrupted.
-            let more = if regs.pc.wrapping_sub(1) & 15 >= row.small() { 16 } else { 8 };
-            regs.sp.wrapping_add(more)
-        }
-        SIGNAL => return step_signal(regs, memory),
-        DEREF_SP => memory.read_word(regs.sp.wrapping_add(row.cfa_offset())).ok_or(WalkEnd::Unreadable)?,
-        DEREF_FP => memory.read_word(regs.fp.wrapping_add(row.cfa_offset())).ok_or(WalkEnd::Unreadable)?,
-        END => return Err(WalkEnd::Whole),
-        STOP => return Err(WalkEnd::from_raw(row.small() as u32).unwrap_or(WalkEnd::UnknownRow)),
-        _ => return Err(WalkEnd::UnknownRow),
-    };
-    step_to_cfa(row, regs, cfa, memory)
+    Frame::new(*regs).caller(row, memory)?.regs(memory)
 }
 
-/// The caller's registers once the CFA is known.
-#[inline(always)]
-fn step_to_cfa(row: Row, regs: &Regs, cfa: u64, memory: &impl ReadMemory) -> Result<Regs, WalkEnd> {
-    const AT_CFA: u8 = FpRule::AtCfa as u8;
-    const AT_FP: u8 = FpRule::AtFp as u8;
-    /// rbp is saved right below the return address: both are read at once.
-    const BESIDE: u64 = (-16_i64).cast_unsigned();
-    if cfa <= regs.sp {
-        return Err(WalkEnd::NotAscending);
-    }
-    let slot = cfa.wrapping_sub(8);
-    let (pc, fp) = if row.fp_rule() == AT_CFA && row.fp_offset() == BESIDE {
-        let [fp, pc] = memory.read_pair(cfa.wrapping_sub(16)).ok_or(WalkEnd::Unreadable)?;
-        (pc, fp)
-    } else {
-        let pc = memory.read_word(slot).ok_or(WalkEnd::Unreadable)?;
-        let fp = match row.fp_rule() {
-            AT_CFA => memory.read_word(cfa.wrapping_add(row.fp_offset())).ok_or(WalkEnd::Unreadable)?,
-            AT_FP => memory.read_word(regs.fp.wrapping_add(row.fp_offset())).ok_or(WalkEnd::Unreadable)?,
-            _ => regs.fp,
+impl Frame {
+    /// The caller's frame, or how the walk ends here: [`step`], but for rbp, which is read when it is needed.
+    #[inline(always)]
+    pub fn caller(&self, row: Row, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+        const FRAME_POINTER: u8 = Kind::FramePointer as u8;
+        const SP: u8 = Kind::Sp as u8;
+        const FP: u8 = Kind::Fp as u8;
+        const PLT: u8 = Kind::Plt as u8;
+        const SIGNAL: u8 = Kind::Signal as u8;
+        const DEREF_SP: u8 = Kind::DerefSp as u8;
+        const DEREF_FP: u8 = Kind::DerefFp as u8;
+        const END: u8 = Kind::End as u8;
+        const STOP: u8 = Kind::Stop as u8;
+        let cfa = match row.kind() {
+            SP => self.sp.wrapping_add(row.cfa_offset()),
+            FP => return self.caller_by_fp(row, memory),
+            FRAME_POINTER => return self.caller_by_frame_record(memory),
+            PLT => {
+                // The pc is that of the instruction that comes next: stubs are not returned to but interrupted.
+                let more = if self.pc.wrapping_sub(1) & 15 >= row.small() { 16 } else { 8 };
+                self.sp.wrapping_add(more)
+            }
+            SIGNAL => return self.interrupted(memory),
+            DEREF_SP => read(memory, self.sp.wrapping_add(row.cfa_offset()))?,
+            DEREF_FP => read(memory, self.fp(memory)?.wrapping_add(row.cfa_offset()))?,
+            END => return Err(WalkEnd::Whole),
+            STOP => return Err(WalkEnd::from_raw(row.small() as u32).unwrap_or(WalkEnd::UnknownRow)),
+            _ => return Err(WalkEnd::UnknownRow),
         };
-        (pc, fp)
-    };
-    if pc == 0 {
-        return Err(WalkEnd::Whole);
+        self.caller_at(row, cfa, memory)
     }
-    Ok(Regs { pc, sp: cfa, fp })
+
+    /// The caller once the CFA is known.
+    #[inline(always)]
+    fn caller_at(&self, row: Row, cfa: u64, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+        const AT_CFA: u8 = FpRule::AtCfa as u8;
+        const AT_FP: u8 = FpRule::AtFp as u8;
+        if cfa <= self.sp {
+            return Err(WalkEnd::NotAscending);
+        }
+        let fp = match row.fp_rule() {
+            AT_CFA => FramePointer::SavedAt(cfa.wrapping_add(row.fp_offset())),
+            AT_FP => FramePointer::SavedAt(self.fp(memory)?.wrapping_add(row.fp_offset())),
+            _ => self.fp,
+        };
+        called_from(read(memory, cfa.wrapping_sub(8))?, cfa, fp)
+    }
+
+    /// The caller of a frame whose CFA is found by rbp.
+    #[inline(always)]
+    fn caller_by_fp(&self, row: Row, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+        /// rbp is saved right below the return address.
+        const BESIDE: u64 = (-16_i64).cast_unsigned();
+        let fp = self.fp(memory)?;
+        let cfa = fp.wrapping_add(row.cfa_offset());
+        if row.fp_rule() != FpRule::AtCfa as u8 || row.fp_offset() != BESIDE {
+            return Self { fp: FramePointer::Is(fp), ..*self }.caller_at(row, cfa, memory);
+        }
+        if cfa <= self.sp {
+            return Err(WalkEnd::NotAscending);
+        }
+        // Callers of code with frame pointers mostly have some too: both are read at once.
+        let [fp, pc] = read_pair(memory, cfa.wrapping_sub(16))?;
+        called_from(pc, cfa, FramePointer::Is(fp))
+    }
+
+    /// The caller of a frame of which rbp is the frame pointer.
+    #[inline(always)]
+    fn caller_by_frame_record(&self, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+        let record = self.fp(memory)?;
+        // The psABI asks the first frame of a thread to have a zero rbp (System V x86-64, section 3.4.1).
+        if record == 0 {
+            return Err(WalkEnd::Whole);
+        }
+        if record < self.sp || !record.is_multiple_of(8) {
+            return Err(WalkEnd::NotAscending);
+        }
+        let [fp, pc] = read_pair(memory, record)?;
+        called_from(pc, record.wrapping_add(16), FramePointer::Is(fp))
+    }
+
+    /// The frame that a signal interrupted.
+    ///
+    /// At the trampoline the stack pointer is at `struct ucontext`, whose general registers begin at offset 40 (struct
+    /// rt_sigframe and struct sigcontext of arch/x86/include/uapi/asm/sigcontext.h): rbp is the tenth of them, counted
+    /// from 0, rsp the fifteenth, rip the sixteenth.
+    #[inline(always)]
+    fn interrupted(&self, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+        let registers = self.sp.wrapping_add(40);
+        let fp = FramePointer::SavedAt(registers.wrapping_add(10 * 8));
+        let [sp, pc] = read_pair(memory, registers.wrapping_add(15 * 8))?;
+        // A handler may run on a stack of its own, above or below the interrupted one: there is no order to check.
+        called_from(pc, sp, fp).map(|frame| Self { pc: pc.wrapping_add(1), ..frame })
+    }
+}
+
+/// The frame with a return address; without one there is none.
+#[inline(always)]
+const fn called_from(pc: u64, sp: u64, fp: FramePointer) -> Result<Frame, WalkEnd> {
+    if pc == 0 { Err(WalkEnd::Whole) } else { Ok(Frame { pc, sp, fp }) }
 }
 
 #[inline(always)]
-fn step_frame_pointer(regs: &Regs, memory: &impl ReadMemory) -> Result<Regs, WalkEnd> {
-    // The psABI asks the first frame of a thread to have a zero rbp (System V x86-64, section 3.4.1).
-    if regs.fp == 0 {
-        return Err(WalkEnd::Whole);
-    }
-    if regs.fp < regs.sp || !regs.fp.is_multiple_of(8) {
-        return Err(WalkEnd::NotAscending);
-    }
-    let Some([fp, pc]) = memory.read_pair(regs.fp) else {
-        return Err(WalkEnd::Unreadable);
-    };
-    if pc == 0 {
-        return Err(WalkEnd::Whole);
-    }
-    Ok(Regs { pc, sp: regs.fp.wrapping_add(16), fp })
+fn read(memory: &impl ReadMemory, address: u64) -> Result<u64, WalkEnd> {
+    memory.read_word(address).ok_or(WalkEnd::Unreadable)
 }
 
-/// The registers that a signal interrupted.
-///
-/// At the trampoline the stack pointer is at `struct ucontext`, whose general registers begin at offset 40 (struct
-/// rt_sigframe and struct sigcontext of arch/x86/include/uapi/asm/sigcontext.h): rbp is the tenth of them, counted
-/// from 0, rsp the fifteenth, rip the sixteenth.
 #[inline(always)]
-fn step_signal(regs: &Regs, memory: &impl ReadMemory) -> Result<Regs, WalkEnd> {
-    let registers = regs.sp.wrapping_add(40);
-    let fp = memory.read_word(registers.wrapping_add(10 * 8)).ok_or(WalkEnd::Unreadable)?;
-    let [sp, pc] = memory.read_pair(registers.wrapping_add(15 * 8)).ok_or(WalkEnd::Unreadable)?;
-    if pc == 0 {
-        return Err(WalkEnd::Whole);
-    }
-    // A handler may run on a stack of its own, above or below the interrupted one: there is no order to check.
-    Ok(Regs { pc: pc.wrapping_add(1), sp, fp })
+fn read_pair(memory: &impl ReadMemory, address: u64) -> Result<[u64; 2], WalkEnd> {
+    memory.read_pair(address).ok_or(WalkEnd::Unreadable)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::unwind::stack::Stack;
 
@@ -246,5 +271,81 @@ mod tests {
         let regs = Regs { pc: 0x40_0001, sp: 0x1000, fp: 0x1008 };
         let row = Row::new(Kind::DerefFp, FpRule::AtFp, 0, -8);
         assert_eq!(step(row, &regs, &stack), Ok(Regs { pc: 0x9999, sp: 0x1030, fp: 0x7777 }));
+    }
+
+    /// A stack that counts how often it was read.
+    struct Counted<'a>(Stack<'a>, Cell<u32>);
+
+    impl ReadMemory for Counted<'_> {
+        fn read_word(&self, address: u64) -> Option<u64> {
+            self.1.update(|reads| reads + 1);
+            self.0.read_word(address)
+        }
+
+        fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+            self.1.update(|reads| reads + 1);
+            self.0.read_pair(address)
+        }
+    }
+
+    #[test]
+    fn frames_that_save_rbp_take_one_read_each_until_it_is_asked_for() {
+        // Three frames of 32 bytes save rbp 24 bytes below their CFA, then one is found by it.
+        let words = [0, 7, 0, 0xa, 0, 7, 0, 0xb, 0, 0x1068, 0, 0xc, 0, 0x9999, 0xd, 0];
+        let memory = Counted(Stack(0x1000, &words), Cell::new(0));
+        let saves = Row::new(Kind::Sp, FpRule::AtCfa, -3, 32);
+        let mut frame = Frame::new(Regs { pc: 9, sp: 0x1000, fp: 8 });
+        for pc in [0xa, 0xb, 0xc] {
+            frame = frame.caller(saves, &memory).unwrap();
+            assert_eq!(frame.pc, pc);
+        }
+        assert_eq!(memory.1.get(), 3);
+        frame = frame.caller(Row::new(Kind::Fp, FpRule::AtCfa, -2, 16), &memory).unwrap();
+        assert_eq!(memory.1.get(), 5, "one for rbp, one for what lies beside each other");
+        assert_eq!(frame.regs(&memory), Ok(Regs { pc: 0xd, sp: 0x1078, fp: 0x9999 }));
+        assert_eq!(memory.1.get(), 5, "it is known already");
+    }
+
+    #[test]
+    fn rbp_is_the_same_whenever_it_is_read() {
+        // Any words, most of them addresses within: walks by any rows lead far.
+        let mut seed = 1_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (seed >> 33) % below
+        };
+        let mut steps = 0;
+        for _ in 0..10_000 {
+            let words: Vec<u64> =
+                (0..64).map(|_| if random(4) == 0 { random(3) } else { 0x1000 + 8 * random(64) }).collect();
+            let stack = Stack(0x1000, &words);
+            let mut regs = Regs { pc: 9, sp: 0x1000, fp: 0x1000 + 8 * random(64) };
+            let mut frame = Frame::new(regs);
+            loop {
+                let offset = i16::try_from(random(6)).unwrap() - 4;
+                let cfa_offset = i32::try_from(8 * random(6)).unwrap();
+                // Of rows that name no rule or kind, too.
+                let row = Row::from_raw(
+                    Row::new(Kind::Sp, FpRule::Unchanged, offset, cfa_offset).to_raw() - 2
+                        + random(8)
+                        + (random(4) << 8),
+                );
+                let lazy = frame.caller(row, &stack);
+                match step(row, &regs, &stack) {
+                    Ok(caller) => {
+                        frame = lazy.expect("what can be read at once can be read later");
+                        assert_eq!(frame.regs(&stack), Ok(caller), "{row:x?} from {regs:x?}");
+                        regs = caller;
+                        steps += 1;
+                    }
+                    Err(WalkEnd::Unreadable) => break,
+                    Err(end) => {
+                        assert_eq!(lazy, Err(end), "{row:x?} from {regs:x?}");
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(steps > 10_000, "{steps} steps are too few to show anything");
     }
 }

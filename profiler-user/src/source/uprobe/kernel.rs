@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{HashMap, MapData, MapError, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, RingBuf},
     programs::{Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun, UProbe},
 };
 use aya_log::EbpfLogger;
@@ -13,10 +13,8 @@ use profiler_common::{
     heap::{RowKey, Totals, TotalsKey},
     limits,
     target::Target,
-    unwind::Row,
+    unwind::{CachedRow, Row},
 };
-
-use super::object::OBJECT;
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +104,7 @@ impl Targets {
 /// The maps through which user space teaches the kernel side to walk.
 pub(super) struct Teaching {
     rows: HashMap<MapData, RowKey, u64>,
+    cache: Array<MapData, CachedRow>,
     trampolines: HashMap<MapData, u32, u64>,
     programs: Arc<Mutex<Ebpf>>,
 }
@@ -113,8 +112,12 @@ pub(super) struct Teaching {
 impl Teaching {
     /// Teaches a row. One that cannot be kept is missed and taught again.
     pub(super) fn insert_row(&mut self, pid: u32, epoch: u32, pc: u64, row: Row) {
-        if let Err(error) = self.rows.insert(RowKey { pc, tgid: pid, epoch }, row.to_raw(), 0) {
+        let key = RowKey { pc, tgid: pid, epoch };
+        if let Err(error) = self.rows.insert(key, row.to_raw(), 0) {
             tracing::debug!(%error, "a row was not taken");
+        }
+        if let Err(error) = self.cache.set(CachedRow::slot(key), CachedRow::new(key, row), 0) {
+            tracing::debug!(%error, "a row will take longer to be found");
         }
     }
 
@@ -153,8 +156,9 @@ pub(super) struct Rings {
 }
 
 impl Kernel {
-    /// Loads the programs; nothing fires yet. `diagnostics` lets them write a log.
+    /// Loads the programs of an ELF file; nothing fires yet. `diagnostics` lets them write a log.
     pub(super) fn load(
+        object: &[u8],
         capacities: &Capacities,
         diagnostics: bool,
     ) -> Result<(Self, Targets, Teaching, Rings), KernelError> {
@@ -166,7 +170,7 @@ impl Kernel {
             .map_max_entries("TOTALS", capacities.totals.saturating_add(1))
             .map_max_entries("EVENTS", capacities.ring_bytes)
             .override_global("AYA_LOG_LEVEL", &level, true)
-            .load(OBJECT)
+            .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
         for name in ["alloc_enter", "alloc_return", "free_enter", "loader_change"] {
             let program: &mut UProbe = program(&mut ebpf, name)?;
@@ -183,10 +187,11 @@ impl Kernel {
         };
         let rings = Rings { events: map(&mut ebpf, "EVENTS")?, log };
         let targets = Targets(map(&mut ebpf, "TARGETS")?);
-        let (rows, trampolines) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "TRAMPOLINES")?);
+        let (rows, cache) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "ROW_CACHE")?);
+        let trampolines = map(&mut ebpf, "TRAMPOLINES")?;
         let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
         let programs = Arc::new(Mutex::new(ebpf));
-        let teaching = Teaching { rows, trampolines, programs: Arc::clone(&programs) };
+        let teaching = Teaching { rows, cache, trampolines, programs: Arc::clone(&programs) };
         Ok((Self { programs, counters, totals }, targets, teaching, rings))
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use profiler_common::unwind::{Regs, Row, WalkEnd, step};
+use profiler_common::unwind::{Frame, Regs, Row, WalkEnd};
 
 use super::{
     capture::{Capture, CaptureError, Walked},
@@ -196,19 +196,20 @@ impl Learner {
         &mut self,
         pcs: &[u64],
         copy: &StackCopy,
-        mut regs: Regs,
+        regs: Regs,
         space: &mut AddressSpace,
     ) -> (Vec<u64>, WalkEnd) {
         let mut pcs = pcs.to_vec();
+        let mut frame = Frame::new(regs);
         loop {
-            let row = self.row(regs.pc, space);
-            match step(row, &regs, copy) {
+            let row = self.row(frame.pc, space);
+            match frame.caller(row, copy) {
                 Ok(_) if pcs.len() >= self.depth => return (pcs, WalkEnd::Cut),
-                Ok(caller) => regs = caller,
+                Ok(caller) => frame = caller,
                 Err(WalkEnd::Unreadable) if copy.was_missed() => return (pcs, WalkEnd::CopyEnds),
                 Err(end) => return (pcs, end),
             }
-            pcs.push(regs.pc);
+            pcs.push(frame.pc);
         }
     }
 

@@ -20,6 +20,7 @@ use super::{
     drain::{Drain, Notice},
     kernel::{Capacities, Kernel, KernelError, Targets, map_refused},
     learn::Learner,
+    object::OBJECT,
     stacks::StackTable,
 };
 use crate::{
@@ -110,6 +111,20 @@ impl Recording {
         capture: Option<Capture>,
         on_notice: impl FnMut(Notice) + Send + 'static,
     ) -> Result<Self, RecordError> {
+        Self::start_with(OBJECT, process, capacities, debug_dirs, diagnostics, capture, on_notice)
+    }
+
+    /// Does what [`Recording::start`] does by other kernel programs: `object` is an ELF file with programs and maps of the
+    /// same names and shapes. For benchmarks that compare one way with another.
+    pub fn start_with(
+        object: &[u8],
+        process: Process,
+        capacities: &Capacities,
+        debug_dirs: Vec<PathBuf>,
+        diagnostics: bool,
+        capture: Option<Capture>,
+        on_notice: impl FnMut(Notice) + Send + 'static,
+    ) -> Result<Self, RecordError> {
         let pid = process.pid();
         let mut space = AddressSpace::default();
         space.refresh(pid)?;
@@ -121,7 +136,7 @@ impl Recording {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
-        let (mut kernel, mut targets, teaching, rings) = Kernel::load(capacities, diagnostics)?;
+        let (mut kernel, mut targets, teaching, rings) = Kernel::load(object, capacities, diagnostics)?;
         let probes = attach_to(&kernel, &process, &findings, &space)?;
         attach_lifecycle(&kernel)?;
         let is_witnessed = capture.is_some();
