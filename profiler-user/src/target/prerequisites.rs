@@ -52,13 +52,16 @@ impl Verdict {
 const KERNEL_FEATURES: [((u8, u8), &str); 4] = [
     ((5, 8), "ring buffers (5.8)"),
     ((5, 15), "values handed to a probe's program (5.15)"),
-    ((5, 17), "bounded loops by bpf_loop (5.17)"),
+    ((5, 17), "bounded loops and the ends of mappings, by bpf_loop and bpf_find_vma (5.17)"),
     // `bpf_mem_alloc`, 7c8199e24fa0.
     ((6, 1), "hash maps that may grow inside a probe (6.1)"),
 ];
 
 /// The oldest kernel, which has all of them.
-const OLDEST_KERNEL: (u8, u8) = KERNEL_FEATURES[KERNEL_FEATURES.len() - 1].0;
+const OLDEST_KERNEL: (u8, u8) = {
+    let [.., (newest, _)] = KERNEL_FEATURES;
+    newest
+};
 
 /// Capabilities by their numbers in include/uapi/linux/capability.h.
 const CAPABILITIES: [(u8, &str); 4] =
