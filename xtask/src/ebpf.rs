@@ -41,7 +41,8 @@ struct Record {
     instructions: BTreeMap<String, u64>,
 }
 
-const OBJECT: &str = "profiler-user/bpf/heaptap.bpf.o";
+/// The object that the repository holds, in the workspace.
+pub(crate) const OBJECT: &str = "profiler-user/bpf/heaptap.bpf.o";
 const RECORD: &str = "profiler-user/bpf/heaptap.bpf.json";
 
 /// What the object is built from.
@@ -93,6 +94,11 @@ pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
     fs::write(&record_path, text).with_context(|| format!("cannot write {RECORD}"))?;
     println!("{OBJECT}: {} bytes, built by {}", object.len(), record.compiler);
     Ok(())
+}
+
+/// The object with other features, built for the occasion.
+pub(crate) fn object(features: &[&str]) -> Result<Vec<u8>> {
+    strip(&Toolchain::find()?.build(root()?, features)?)
 }
 
 /// Holds a fresh build against the committed one.

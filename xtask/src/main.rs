@@ -29,7 +29,7 @@ enum Command {
     /// Build the kernel object that the repository holds, or check it against its sources
     Ebpf(ebpf::EbpfArgs),
     /// Measure what recording costs the target
-    Bench,
+    Bench(bench::BenchArgs),
     /// Run every test: unit tests, and as root the tests against real processes and the running kernel
     Test(test::TestArgs),
 }
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run(),
         Command::Ebpf(args) => ebpf::run(&args),
-        Command::Bench => bench::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match result {

@@ -57,6 +57,20 @@ const fn recorded(path: &'static str, package: &'static str) -> Need {
     Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }
 }
 
+/// A large library, found by the program that says where it is.
+pub(crate) const LLVM: Need = Need {
+    sign: Sign::Program("llvm-config"),
+    package: "llvm",
+    purpose: "has the large library of a program that is attached to",
+};
+
+/// A JVM, which compiles the program that it is given.
+pub(crate) const JAVA: Need = Need {
+    sign: Sign::File("/usr/bin/java"),
+    package: "default-jre-headless",
+    purpose: "is one of the programs that are attached to",
+};
+
 /// The emulator of a whole machine.
 pub(crate) const QEMU: Need = Need {
     sign: Sign::Program("qemu-system-x86_64"),

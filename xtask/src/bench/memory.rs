@@ -1,0 +1,70 @@
+//! How much memory a process that has BPF maps takes, of its own and of the kernel's.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+const MB: f64 = 1e6;
+
+/// The most memory that a process has had, in MB, less the maps of the kernel's that it shares.
+pub(super) fn peak_mb(pid: u32) -> Result<f64> {
+    let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).context("heaptap has ended");
+    let peak = field_kb(&read("status")?, "VmHWM:").context("no peak in the status")?;
+    Ok((peak - shared_kb(&read("smaps")?)) * 1024.0 / MB)
+}
+
+/// The memory of the maps that a process holds, in MB.
+pub(super) fn kernel_maps_mb(pid: u32) -> Result<f64> {
+    let mut bytes = 0.0;
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("heaptap has ended")? {
+        // Descriptors come and go.
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        if text.lines().any(|line| line.starts_with("map_id:")) {
+            bytes += field(&text, "memlock:").context("a map without a size")?;
+        }
+    }
+    Ok(bytes / MB)
+}
+
+/// What of a process's memory is a ring buffer's, which is mapped twice over.
+fn shared_kb(smaps: &str) -> f64 {
+    let mut is_map = false;
+    let mut sum = 0.0;
+    for line in smaps.lines() {
+        if let Some(resident) = field_kb(line, "Rss:") {
+            sum += if is_map { resident } else { 0.0 };
+        } else if line.contains('-') && !line.contains(" kB") {
+            is_map = line.ends_with("bpf-map");
+        }
+    }
+    sum
+}
+
+/// The number in the line that begins with a name.
+fn field(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+fn field_kb(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_with_the_kernel_is_told_from_the_rest() {
+        let smaps = "7f00-7f10 rw-s 00000000 00:0e 9    anon_inode:bpf-map\nSize:  64 kB\nRss:  48 kB\n\
+                     7f20-7f30 rw-p 00000000 00:00 0    [heap]\nRss:  7 kB\nAnonymous:  7 kB\n\
+                     7f40-7f50 r--s 00000000 00:0e 9    anon_inode:bpf-map\nRss:  4 kB\nVmFlags: rd sh\n";
+        assert_eq!(shared_kb(smaps), 52.0);
+    }
+
+    #[test]
+    fn fields_are_found_by_their_names() {
+        assert_eq!(field("map_id:\t5\nmemlock:\t4096\n", "memlock:"), Some(4096.0));
+        assert_eq!(field_kb("Name:\tx\nVmHWM:\t  85272 kB\n", "VmHWM:"), Some(85272.0));
+        assert_eq!(field_kb("VmHWM:\t  none\n", "VmHWM:"), None);
+    }
+}
