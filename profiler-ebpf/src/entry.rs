@@ -69,7 +69,7 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
         Some(caller) => record::announce(&ctx, pid_tgid, caller, call.size_bytes, &target),
         None => UNLEARNED_STACK,
     };
-    if INFLIGHT.insert(pid_tgid, &call, 0).is_err() {
+    if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
         debug!(&ctx, "no room for another call in INFLIGHT");
         count(tgid, Counter::InflightFull, 1);
         inflight::put_back(tgid, &call);

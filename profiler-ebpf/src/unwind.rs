@@ -134,12 +134,12 @@ impl Walk {
 #[inline(always)]
 fn row(tgid: u32, epoch: u32, pc: u64) -> Row {
     let key = RowKey { pc, tgid, epoch };
-    // SAFETY: aligned words of a map value; should they be replaced meanwhile, they do not fit together.
-    if let Some(cached) =
-        ROW_CACHE.get_ptr(CachedRow::slot(key)).map(|cached| unsafe { cached.read_volatile() })
-        && let Some(row) = cached.row(key)
-    {
-        return row;
+    if let Some(cached) = ROW_CACHE.get_ptr(CachedRow::slot(key)) {
+        // SAFETY: aligned words of a map value; should they be replaced meanwhile, they do not fit together.
+        let cached = unsafe { cached.read_volatile() };
+        if let Some(row) = cached.row(key) {
+            return row;
+        }
     }
     match ROWS.get_ptr(key) {
         // SAFETY: an aligned word of a map value; entries are replaced by ones that say the same.

@@ -97,7 +97,7 @@ fn frames(heap: &RawHeap, programs: &[Program]) -> Result<usize> {
         }
         let stacks = StackTraceMap::try_from(aya::maps::Map::StackTraceMap(MapData::from_id(id)?))?;
         let mut deepest = 0;
-        for stack in stacks.iter() {
+        for stack in &stacks {
             deepest = deepest.max(stack?.1.frames().len());
         }
         // The function itself comes first.
