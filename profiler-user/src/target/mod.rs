@@ -10,6 +10,8 @@ pub mod launch;
 
 pub(crate) mod version;
 
+mod mapping;
+
 pub mod maps;
 
 pub mod layout;
