@@ -10,7 +10,7 @@ const LIMIT_BYTES: usize = 16 << 10;
 
 /// Names that become longer than this stay mangled. Each part of a mangled name may stand for two of an earlier one:
 /// 240 bytes become 280 MB, and every ten more double that.
-const READABLE_LIMIT_BYTES: usize = 64 << 10;
+pub(super) const READABLE_LIMIT_BYTES: usize = 64 << 10;
 
 /// The readable form of a mangled name; `None` where it is not mangled.
 pub(super) fn demangle(name: &str) -> Option<String> {

@@ -41,4 +41,7 @@ pub mod allocator;
 
 pub mod prerequisites;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 pub use process::Process;
