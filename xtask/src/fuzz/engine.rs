@@ -103,7 +103,7 @@ impl Engine {
         fs::create_dir_all(&merged).with_context(|| format!("cannot create {}", merged.display()))?;
         let mut merge = self.command();
         // Whether something is reached counts, and not how often: that keeps the corpus small.
-        merge.args(["-merge=1", "-use_counters=0"]).arg(&merged).arg(&self.corpus).arg(&self.found);
+        merge.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&self.corpus).arg(&self.found);
         run_command(merge.stdout(Stdio::null()).stderr(Stdio::null()))?;
         ensure!(size(&merged)?.0 > 0, "nothing is left of the corpus of {}", self.name);
         let before = size(&self.corpus)?;
