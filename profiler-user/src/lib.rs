@@ -19,3 +19,6 @@ pub mod profile;
 pub mod output;
 
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

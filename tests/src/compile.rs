@@ -191,9 +191,9 @@ pub fn every_program() -> Vec<PathBuf> {
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");
-        let header = path.extension() == Some(OsStr::new("h"));
+        let is_program = ["c", "cpp", "rs"].iter().any(|kind| path.extension() == Some(OsStr::new(kind)));
         // Libraries are built with their programs.
-        if !header && !name.starts_with("lib") && name != "no-allocator" {
+        if is_program && !name.starts_with("lib") && name != "no-allocator" {
             programs.extend(Variant::ALL.map(|variant| program_as(name, variant)));
         }
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::packages::{self, BPF_RUST_SRC, BPF_RUSTC};
+use crate::tools;
 use crate::workspace::{cargo, output, run};
 
 /// A compiler that has the sources of `core`, and the linker.
@@ -28,7 +29,7 @@ impl Toolchain {
     /// A rustup nightly with `rust-src` where there is one, else Debian's compiler; installs what is missing where
     /// that can be done.
     pub(crate) fn find() -> Result<Self> {
-        ensure_linker()?;
+        tools::ensure_installed("bpf-linker", LINKER_VERSION)?;
         if let Some(nightly) = nightly() {
             return Ok(nightly);
         }
@@ -121,15 +122,4 @@ fn cargo_home() -> Result<PathBuf> {
 fn nightly() -> Option<Toolchain> {
     let rustc = output(Command::new("rustup").args(["which", "rustc", "--toolchain", "nightly"])).ok()?;
     Toolchain::of(Path::new(rustc.trim())).ok().flatten()
-}
-
-fn ensure_linker() -> Result<()> {
-    let wanted = format!("bpf-linker {LINKER_VERSION}");
-    if output(Command::new("bpf-linker").arg("--version")).is_ok_and(|found| found.trim() == wanted) {
-        return Ok(());
-    }
-    eprintln!("xtask: installing {wanted}, which takes some minutes");
-    run(cargo()?.args(["install", "--locked", "--version", LINKER_VERSION, "bpf-linker"])).with_context(
-        || format!("run `cargo install --locked --version {LINKER_VERSION} bpf-linker`, then this again"),
-    )
 }

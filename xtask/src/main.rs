@@ -5,8 +5,10 @@ mod bench;
 mod bpf_toolchain;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod packages;
 mod test;
+mod tools;
 mod vm;
 mod workspace;
 

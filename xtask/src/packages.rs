@@ -38,8 +38,11 @@ pub(crate) const LIBC_HEADERS: Need = Need {
 };
 
 /// The C++ compiler with its library.
-pub(crate) const CXX: Need =
-    Need { sign: Sign::Program("c++"), package: "g++", purpose: "compiles the tests' C++ program" };
+pub(crate) const CXX: Need = Need {
+    sign: Sign::Program("c++"),
+    package: "g++",
+    purpose: "compiles the tests' C++ program, and the engine that fuzzes",
+};
 
 /// Programs as Debian builds them, which the tests of unwinding record.
 pub(crate) const SMALL_PROGRAMS: [Need; 4] = [

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::fuzz;
 use crate::packages::{self, CC, CXX, GDB, GO, LARGE_PROGRAMS, LIBC_HEADERS, SMALL_PROGRAMS};
 use crate::vm;
 use crate::workspace::{self, cargo, is_root, root, target_dir};
@@ -24,12 +25,15 @@ pub(crate) struct TestArgs {
 enum Place {
     /// Run the kernel tests on Debian's 6.1 and 6.12 kernels, each in an emulated machine
     Vm(vm::VmArgs),
+    /// Run the fuzz targets: hostile files, rows and memory
+    Fuzz(fuzz::FuzzArgs),
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     match &args.place {
         Some(Place::Vm(args)) => vm::run(args),
+        Some(Place::Fuzz(args)) => fuzz::run(args),
         None => run_here(),
     }
 }

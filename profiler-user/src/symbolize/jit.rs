@@ -13,7 +13,7 @@ use super::{
     perf_map,
 };
 use crate::target::{
-    process::live_thread,
+    process::{live_thread, status},
     root::{LastLink, Root},
 };
 
@@ -107,7 +107,7 @@ impl Jit {
 
 fn identity(pid: u32) -> Option<Identity> {
     let thread = i32::try_from(live_thread(pid)?).ok()?;
-    let status = procfs::process::Process::new(thread).and_then(|entry| entry.status()).ok()?;
+    let status = status(thread).ok()?;
     // The process knows itself by its PID in the innermost PID namespace; a thread's status has the thread's own.
     let own = if thread == status.tgid { status.nspid.as_ref() } else { status.nstgid.as_ref() };
     let own = own.and_then(|ids| ids.last().copied()).unwrap_or(status.tgid);

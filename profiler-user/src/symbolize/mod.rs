@@ -21,6 +21,9 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod hostile;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 mod jit;
 
 mod line;

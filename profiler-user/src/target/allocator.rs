@@ -128,7 +128,7 @@ pub fn find(space: &AddressSpace) -> Findings {
     findings
 }
 
-fn examine(index: usize, module: &Module) -> Result<Allocator, Verdict> {
+pub(super) fn examine(index: usize, module: &Module) -> Result<Allocator, Verdict> {
     let file = module.file.as_deref().ok_or(Verdict::Unopened)?;
     let names: Vec<&str> = GLIBC.iter().map(|(name, _)| *name).chain([GLIBC_MARK]).collect();
     let functions = elf::exported(file, &names).map_err(Verdict::Unreadable)?;

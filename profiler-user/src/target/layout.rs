@@ -1,9 +1,8 @@
 //! What lies at the addresses of a process at one moment, without what it was before and without opening anything.
 
-use procfs::process::MMapPath;
-
 use super::{
-    maps::{AddressSpace, Content, Inode, executable, inode},
+    mapping::{Mapping, executable},
+    maps::{AddressSpace, Content, Inode},
     process::{ProcessError, live_thread},
 };
 
@@ -50,11 +49,9 @@ impl Layout {
     /// Where a process has which code now.
     pub fn of(pid: u32) -> Result<Self, ProcessError> {
         let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
-        let stretches = executable(pid, thread)?.into_iter().map(|map| Stretch {
-            start: map.address.0,
-            end: map.address.1,
-            offset: map.offset,
-            inode: (matches!(map.pathname, MMapPath::Path(_)) && map.inode != 0).then(|| inode(&map)),
+        let stretches = executable(pid, thread)?.into_iter().map(|map| {
+            let Mapping { start, end, offset, inode, .. } = map;
+            Stretch { start, end, offset, inode }
         });
         Ok(Self(stretches.collect()))
     }

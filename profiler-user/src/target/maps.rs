@@ -11,11 +11,11 @@ use std::{
     sync::Arc,
 };
 
-use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{
-    process::{ProcessError, live_thread, proc_error},
+    mapping::{Mapping, executable},
+    process::{ProcessError, live_thread},
     version::Version,
 };
 
@@ -35,7 +35,10 @@ pub struct Module {
 }
 
 /// A file, as the kernel tells of mappings: its device, major and minor, and its number there.
-pub(crate) type Inode = (i32, i32, u64);
+pub(crate) type Inode = (u32, u32, u64);
+
+/// The kernel's name for it.
+const VDSO: &[u8] = b"[vdso]";
 
 /// The vDSO has two pages or three; nothing of that name is longer than this.
 const VDSO_LIMIT_BYTES: u64 = 1 << 20;
@@ -114,21 +117,26 @@ impl AddressSpace {
     /// Looks at the process's mappings; what was seen before stays.
     pub fn refresh(&mut self, pid: u32) -> Result<(), ProcessError> {
         let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
+        self.update(thread, executable(pid, thread)?);
+        Ok(())
+    }
+
+    /// Takes in the executable mappings that a thread's process has now.
+    pub(super) fn update(&mut self, thread: u32, maps: Vec<Mapping>) {
         let mut current = Vec::new();
-        for map in executable(pid, thread)? {
-            let (start, end) = map.address;
-            if matches!(&map.pathname, MMapPath::Other(name) if name == "uprobes") {
+        for map in maps {
+            let Mapping { start, end, offset, .. } = map;
+            if map.name == b"[uprobes]" {
                 self.trampoline = Some(start);
             }
-            let content = match (&map.pathname, map.inode) {
-                (MMapPath::Path(path), 1..) => Content::Module(self.module(thread, &map, path)),
-                (MMapPath::Vdso, _) => {
-                    self.vdso(thread, &map).map_or(Content::Unnamed(unnamed(&map.pathname)), Content::Module)
+            let content = match map.inode {
+                Some(inode) => Content::Module(self.module(thread, &map, inode)),
+                None if map.name == VDSO => {
+                    self.vdso(thread, &map).map_or_else(|| Content::Unnamed(name(&map)), Content::Module)
                 }
-                (name, _) => Content::Unnamed(unnamed(name)),
+                None => Content::Unnamed(name(&map)),
             };
             let next = self.ranges.len();
-            let offset = map.offset;
             let index = *self.known.entry((start, end, offset, content.clone())).or_insert(next);
             if index == next {
                 self.ranges.push(Range { start, end, offset, content });
@@ -136,7 +144,6 @@ impl AddressSpace {
             current.push(index);
         }
         self.current = current;
-        Ok(())
     }
 
     /// Looks at the mappings of a process that may have ended meanwhile: then those that were seen stay as they are.
@@ -174,33 +181,31 @@ impl AddressSpace {
         self.trampoline
     }
 
-    fn vdso(&mut self, thread: u32, map: &MemoryMap) -> Option<usize> {
+    fn vdso(&mut self, thread: u32, map: &Mapping) -> Option<usize> {
         if self.vdso.is_none() {
             let file = read_vdso(thread, map)
                 .inspect_err(|error| tracing::debug!(%error, "the vDSO cannot be read"))
                 .ok()?;
-            self.modules.push(Module::held(unnamed(&map.pathname), file));
+            self.modules.push(Module::held(name(map), file));
             self.vdso = Some(self.modules.len() - 1);
         }
         self.vdso
     }
 
-    fn module(&mut self, thread: u32, map: &MemoryMap, path: &std::path::Path) -> usize {
-        let inode = inode(map);
+    fn module(&mut self, thread: u32, map: &Mapping, inode: Inode) -> usize {
         let (last, versions) = self.by_inode.get(&inode).copied().unwrap_or_default();
         if versions == VERSIONS_LIMIT
             || self.modules.get(last).is_some_and(|module| versions > 0 && !module.has_changed())
         {
             return last;
         }
-        let (start, end) = map.address;
+        let Mapping { start, end, name, .. } = map;
         // The link leads to the mapped file itself (proc(5), `/proc/pid/map_files`), whatever its name means by now
         // and in whichever namespace.
         let file = File::open(format!("/proc/{thread}/map_files/{start:x}-{end:x}")).ok().map(Arc::new);
         let version = file.as_deref().map(Version::of);
         let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
-        let path = path.to_string_lossy();
-        let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
+        let path = String::from_utf8_lossy(name.strip_suffix(b" (deleted)").unwrap_or(name)).into_owned();
         self.modules.push(Module { path, file, build_id, version, inode: Some(inode) });
         let module = self.modules.len() - 1;
         self.by_inode.insert(inode, (module, versions + 1));
@@ -210,50 +215,27 @@ impl AddressSpace {
 
 /// What the kernel has every process map for calls that need not enter it: an ELF image that is in no file, with its rules
 /// and names like any other. It is the same from beginning to end.
-fn read_vdso(thread: u32, map: &MemoryMap) -> io::Result<File> {
-    let (start, end) = map.address;
-    let length = end.saturating_sub(start);
+fn read_vdso(thread: u32, map: &Mapping) -> io::Result<File> {
+    let length = map.end.saturating_sub(map.start);
     if length > VDSO_LIMIT_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
-    File::open(format!("/proc/{thread}/mem"))?.read_exact_at(&mut bytes, start)?;
+    File::open(format!("/proc/{thread}/mem"))?.read_exact_at(&mut bytes, map.start)?;
     let file = File::from(memfd_create("vdso", MemfdFlags::CLOEXEC)?);
     file.write_all_at(&bytes, 0)?;
     Ok(file)
 }
 
-/// The mappings of a process that are executable, read through one of its threads.
-pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<MemoryMap>, ProcessError> {
-    let number = i32::try_from(thread).map_err(|_| ProcessError::NotFound { pid })?;
-    let maps = procfs::process::Process::new(number)
-        .and_then(|entry| entry.maps())
-        .map_err(|error| proc_error(pid, "its mappings (/proc/PID/maps)", error))?;
-    if maps.0.is_empty() {
-        return Err(ProcessError::Gone { pid });
-    }
-    Ok(maps.0.into_iter().filter(|map| map.perms.contains(MMPermissions::EXECUTE)).collect())
-}
-
-pub(super) const fn inode(map: &MemoryMap) -> Inode {
-    (map.dev.0, map.dev.1, map.inode)
-}
-
-fn unnamed(name: &MMapPath) -> String {
-    match name {
-        MMapPath::Vdso => "[vdso]".to_owned(),
-        MMapPath::Vsyscall => "[vsyscall]".to_owned(),
-        MMapPath::Stack | MMapPath::TStack(_) => "[stack]".to_owned(),
-        MMapPath::Heap => "[heap]".to_owned(),
-        MMapPath::Path(path) => path.to_string_lossy().into_owned(),
-        MMapPath::Other(other) => format!("[{other}]"),
-        _ => String::new(),
-    }
+/// The name of a mapping, as far as it is text.
+fn name(map: &Mapping) -> String {
+    String::from_utf8_lossy(&map.name).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::mapping::read;
 
     #[test]
     fn our_own_code_is_found_in_our_executable_and_looking_again_changes_nothing() {
@@ -283,5 +265,27 @@ mod tests {
         assert!(crate::target::elf::is_elf(file));
         assert!(vdso.build_id.is_some());
         assert!(!vdso.has_changed());
+    }
+
+    #[test]
+    fn files_of_any_name_are_modules_and_what_the_kernel_names_is_not() {
+        let maps = b"1000-2000 r-xp 00000000 fe:01 1      /SYSV\n\
+            2000-3000 r-xp 00000000 fe:01 2      /caf\xe9 (deleted)\n\
+            4000-5000 r-xp 00000000 00:01 3      [anon_shmem:made]\n\
+            5000-6000 r-xp 00000000 00:00 0 \n\
+            6000-7000 r-xp 00000000 00:00 0      [vdso]\n";
+        let mut space = AddressSpace::default();
+        // No thread has this number: there are no files.
+        space.update(0, read(&maps[..]).unwrap());
+        let paths: Vec<_> = space.modules().iter().map(|module| module.path.as_str()).collect();
+        assert_eq!(paths, ["/SYSV", "/caf\u{fffd}"]);
+        let names: Vec<_> = space
+            .current()
+            .filter_map(|range| match &range.content {
+                Content::Module(_) => None,
+                Content::Unnamed(name) => Some(name.as_str()),
+            })
+            .collect();
+        assert_eq!(names, ["[anon_shmem:made]", "", "[vdso]"]);
     }
 }

@@ -10,6 +10,8 @@ pub mod launch;
 
 pub(crate) mod version;
 
+mod mapping;
+
 pub mod maps;
 
 pub mod layout;
@@ -38,5 +40,8 @@ pub mod site;
 pub mod allocator;
 
 pub mod prerequisites;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 
 pub use process::Process;

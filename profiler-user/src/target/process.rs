@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
 };
 
+use procfs::{FromBufRead, ProcResult, process::Status};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -203,10 +204,17 @@ pub(crate) fn live_threads(pid: u32) -> impl Iterator<Item = u32> {
     })
 }
 
+/// What the kernel says of a process or a thread.
+///
+/// Its name may be any bytes, by which procfs's own reading of the file fails.
+pub(crate) fn status(number: i32) -> ProcResult<Status> {
+    let text = std::fs::read(format!("/proc/{number}/status"))?;
+    Status::from_buf_read(String::from_utf8_lossy(&text).as_bytes())
+}
+
 fn thread_or(tid: u32, number: i32, source: io::Error) -> ProcessError {
     let unreadable = ProcessError::Unreadable { pid: tid, what: "the pidfd", source };
-    let status = procfs::process::Process::new(number).and_then(|entry| entry.status());
-    match status {
+    match status(number) {
         Ok(status) if status.tgid != number => {
             let pid = u32::try_from(status.tgid).unwrap_or_default();
             let leader = procfs::process::Process::new(status.tgid).and_then(|entry| entry.stat());
@@ -246,6 +254,8 @@ mod tests {
         let (send, receive) = std::sync::mpsc::channel();
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
+            // A name may be any bytes.
+            rustix::thread::set_name(c"\xff:\xfe").unwrap();
             send.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
             let _ = stopped.recv();
         });

@@ -91,7 +91,8 @@ pub fn choose(code: &Code, offset: u64, targets: &BTreeSet<u64>) -> Option<Site>
             choice,
         };
         let is_entry = instruction.ip() == offset;
-        if !is_entry && targets.contains(&instruction.ip()) {
+        // Also a jump into the middle of an instruction leads on to here.
+        if !is_entry && targets.range(offset + 1..=instruction.ip()).next().is_some() {
             break;
         }
         if is_emulated(&instruction) {
@@ -188,6 +189,9 @@ mod tests {
     fn a_jump_to_the_site_keeps_the_probe_at_the_entry() {
         // test rdi, rdi; je +0; … jmp back to the je
         let bytes = [0x48, 0x85, 0xff, 0x74, 0x00, 0xeb, 0xfc];
+        assert_eq!(site(&bytes).choice, Choice::EntryStepped);
+        // The same, and a jump into the middle of the test
+        let bytes = [0x48, 0x85, 0xff, 0x74, 0x00, 0xeb, 0xfa];
         assert_eq!(site(&bytes).choice, Choice::EntryStepped);
         // A jump to the entry itself is a call like any other.
         let bytes = [0x48, 0x85, 0xff, 0x74, 0x00, 0xeb, 0xf9];
