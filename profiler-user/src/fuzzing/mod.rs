@@ -41,8 +41,10 @@ mod tests {
     /// The fuzzer's own limit; the largest dictionary that is allocated for mini debug information has 80 MiB.
     const LARGEST_BYTES: usize = 128 << 20;
 
+    type Target = fn(&[u8]);
+
     /// Every target by its name in `tests/fuzz`.
-    const TARGETS: [(&str, fn(&[u8])); 7] = [
+    const TARGETS: [(&str, Target); 7] = [
         ("demangle", super::demangle),
         ("eh_frame", super::eh_frame),
         ("elf", super::elf),
