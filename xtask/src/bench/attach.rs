@@ -29,7 +29,10 @@ pub(super) fn run() -> Result<()> {
     let targets = [
         Target {
             name: format!("a program with {}", file_name(&library)),
-            command: vec![compile(&folder, "llvm", "llvm.c", &["-ldl"])?.into(), library.into()],
+            command: vec![
+                compile(&folder, "llvm", "xtask/src/bench/guests/llvm.c", &["-ldl"])?.into(),
+                library.into(),
+            ],
         },
         Target {
             name: "a JVM".to_owned(),
@@ -37,7 +40,7 @@ pub(super) fn run() -> Result<()> {
             command: vec![
                 "/usr/bin/java".into(),
                 "-XX:+PreserveFramePointer".into(),
-                root()?.join("tests/guests/Deflate.java").into(),
+                root()?.join("xtask/src/bench/guests/Deflate.java").into(),
             ],
         },
     ];
