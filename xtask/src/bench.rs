@@ -69,13 +69,13 @@ fn compile_pair(folder: &Path, frame_pointers: FramePointers) -> Result<PathBuf>
         FramePointers::Kept => ("pair-with-frame-pointers", "-fno-omit-frame-pointer"),
         FramePointers::Omitted => ("pair", "-fomit-frame-pointer"),
     };
-    compile(folder, name, "pair.c", &[flag, "-pthread"])
+    compile(folder, name, "tests/guests/pair.c", &[flag, "-pthread"])
 }
 
 fn compile(folder: &Path, name: &str, source: &str, flags: &[&str]) -> Result<PathBuf> {
     let program = folder.join(name);
     let mut cc = Command::new("cc");
     cc.args(["-std=c11", "-O2", "-g"]).args(flags).arg("-o").arg(&program);
-    run_command(cc.arg(root()?.join("tests/guests").join(source)))?;
+    run_command(cc.arg(root()?.join(source)))?;
     Ok(program)
 }

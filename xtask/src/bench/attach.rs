@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::memory::{kernel_maps_mb, peak_mb};
+use super::memory::{kernel_maps_mb, peak_mb, shared_mb};
 use super::spread::Spread;
 use super::{compile, folder, heaptap};
 use crate::packages::{self, JAVA, LLVM};
@@ -29,7 +29,10 @@ pub(super) fn run() -> Result<()> {
     let targets = [
         Target {
             name: format!("a program with {}", file_name(&library)),
-            command: vec![compile(&folder, "llvm", "llvm.c", &["-ldl"])?.into(), library.into()],
+            command: vec![
+                compile(&folder, "llvm", "xtask/src/bench/guests/llvm.c", &["-ldl"])?.into(),
+                library.into(),
+            ],
         },
         Target {
             name: "a JVM".to_owned(),
@@ -37,7 +40,7 @@ pub(super) fn run() -> Result<()> {
             command: vec![
                 "/usr/bin/java".into(),
                 "-XX:+PreserveFramePointer".into(),
-                root()?.join("tests/guests/Deflate.java").into(),
+                root()?.join("xtask/src/bench/guests/Deflate.java").into(),
             ],
         },
     ];
@@ -107,8 +110,10 @@ impl Target {
         let works = Instant::now();
         running.work()?;
         let worked_s = works.elapsed().as_secs_f64();
-        let kernel_mb = kernel_maps_mb(recording.child.id())?;
-        let (written_s, memory_mb) = recording.finish(began, worked_s)?;
+        let (shared_mb, kernel_mb) =
+            (shared_mb(recording.child.id())?, kernel_maps_mb(recording.child.id())?);
+        let (written_s, peak_mb) = recording.finish(began, worked_s)?;
+        let memory_mb = peak_mb - shared_mb;
         Ok(Round { attached_s, written_s, whole_percent: recording.whole_percent, memory_mb, kernel_mb })
     }
 }
@@ -197,10 +202,10 @@ impl Recording {
         kill(pid, Signal::SIGINT).context("heaptap does not run")?;
         self.wait_for(": wrote ")?;
         let written_s = began.elapsed().as_secs_f64() - worked_s;
-        let memory_mb = peak_mb(self.child.id())?;
+        let peak_mb = peak_mb(self.child.id())?;
         // It takes the probes out before it ends.
         let status = self.child.wait()?;
         ensure!(status.success(), "heaptap ended with {status}");
-        Ok((written_s, memory_mb))
+        Ok((written_s, peak_mb))
     }
 }
