@@ -73,7 +73,8 @@ impl Drain {
             pid,
             learner,
             last_miss: Instant::now(),
-            pace: Pace::new(),
+            review: Pace::new(REVIEW),
+            search: Pace::new(SEARCH),
             knows_trampoline,
             stacks,
             on_notice,
@@ -151,13 +152,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// How long to wait before looking for the page of hijacked return addresses again.
-const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const SEARCH: Duration = Duration::from_millis(10);
+
+/// How long to wait before looking whether code is there still, of which only the loader says when it goes.
+const REVIEW: Duration = Duration::from_secs(1);
 
 /// How long after something new to expect more of it.
 const ALERT: Duration = Duration::from_secs(2);
 
 /// How long to wait while more is expected.
-const LOOK_SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
+const LOOK_SOON: Duration = Duration::from_micros(300);
 
 /// How long to wait for a record that is being written, and those behind it.
 const CATCH_UP: Duration = Duration::from_secs(1);
@@ -171,7 +175,10 @@ struct Worker<F> {
     learner: Learner,
     /// When there last was something to learn, or we began.
     last_miss: Instant,
-    pace: Pace,
+    /// When to look whether code is there still.
+    review: Pace,
+    /// When to look for the page of hijacked return addresses.
+    search: Pace,
     /// Whether the kernel side was told where hijacked return addresses point.
     knows_trampoline: bool,
     stacks: StackTable,
@@ -210,8 +217,8 @@ impl<F: FnMut(Notice)> Worker<F> {
                 }
             };
             // Code may be unmapped by others than the loader, who say nothing.
-            if self.pace.rest().is_zero() {
-                self.pace.look(|| self.learner.review(&mut self.stacks));
+            if self.review.rest().is_zero() {
+                self.review.look(|| self.learner.review(&mut self.stacks));
             }
             while let Some(record) = self.rings.events.next() {
                 let stacks = &mut self.stacks;
@@ -219,8 +226,8 @@ impl<F: FnMut(Notice)> Worker<F> {
                     Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
                     Some(Record::Miss(miss)) => {
                         // It may be of code that has come in the place of other code.
-                        if self.pace.allows() {
-                            self.pace.look(|| self.learner.review(stacks));
+                        if self.review.allows() {
+                            self.review.look(|| self.learner.review(stacks));
                         }
                         self.learner.learn(&miss, stacks);
                         self.last_miss = Instant::now();
@@ -245,7 +252,7 @@ impl<F: FnMut(Notice)> Worker<F> {
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
-            if !self.knows_trampoline {
+            if !self.knows_trampoline && self.search.rest().is_zero() {
                 self.look_for_trampoline();
             }
             if is_over {
@@ -256,11 +263,11 @@ impl<F: FnMut(Notice)> Worker<F> {
 
     /// Finds the page of hijacked return addresses, which is mapped with the first of them, and tells the kernel side.
     fn look_for_trampoline(&mut self) {
-        let stacks = &mut self.stacks;
+        let space = &mut self.stacks.space;
+        let mut is_there = false;
+        self.search.look(|| is_there = space.refresh(self.pid).is_ok());
         // A process that has ended needs it no longer.
-        if stacks.space.refresh(self.pid).is_ok()
-            && let Some(trampoline) = stacks.space.trampoline()
-        {
+        if is_there && let Some(trampoline) = space.trampoline() {
             self.learner.teach_trampoline(trampoline);
             self.knows_trampoline = true;
         }
@@ -291,16 +298,15 @@ impl<F: FnMut(Notice)> Worker<F> {
         }
         // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
         // something to learn, we look ourselves.
-        let is_content = self.knows_trampoline && !self.learner.is_waiting();
-        let rest = Timespec::try_from(self.pace.rest()).unwrap_or(LOOK_AGAIN);
-        let timeout = if self.is_held_up || self.last_miss.elapsed() < ALERT {
-            LOOK_SOON
-        } else if is_content {
-            rest
-        } else {
-            LOOK_AGAIN
-        };
-        poll(&mut fds, Some(&timeout))?;
+        let is_alert = self.is_held_up || self.last_miss.elapsed() < ALERT;
+        let mut timeout = if is_alert { LOOK_SOON } else { self.review.rest() };
+        if !self.knows_trampoline {
+            timeout = timeout.min(self.search.rest());
+        }
+        if self.learner.is_waiting() {
+            timeout = timeout.min(PATIENCE);
+        }
+        poll(&mut fds, Timespec::try_from(timeout).ok().as_ref())?;
         // Nothing there means that something else has woken us.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         Ok(())

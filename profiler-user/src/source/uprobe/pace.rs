@@ -1,30 +1,29 @@
-//! How often to look at the mappings of a process that says nothing about them.
+//! How often to look at the mappings of a process.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long after a look to look again.
-const INTERVAL: Duration = Duration::from_secs(1);
-
-/// The same where something speaks for it.
-const SHORT_INTERVAL: Duration = Duration::from_millis(100);
-
 /// Looking may take one part in so many of a CPU: a process may have tens of thousands of mappings.
 const SHARE: u32 = 100;
+
+/// How many times more often to look where something speaks for it.
+const SOONER: u32 = 10;
 
 /// When to look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
+    /// How long after a look to look again, where that takes no time.
+    interval: Duration,
     last: Instant,
     /// How much computing the last look took.
     took: Duration,
 }
 
 impl Pace {
-    /// They were looked at just now.
-    pub(super) fn new() -> Self {
-        Self { last: Instant::now(), took: Duration::ZERO }
+    /// They were looked at just now, and will be looked at after each `interval`.
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, last: Instant::now(), took: Duration::ZERO }
     }
 
     /// Looks.
@@ -37,12 +36,12 @@ impl Pace {
 
     /// How long not to look any more.
     pub(super) fn rest(&self) -> Duration {
-        self.wait(INTERVAL).saturating_sub(self.last.elapsed())
+        self.wait(self.interval).saturating_sub(self.last.elapsed())
     }
 
-    /// Whether to look, since something speaks for it.
+    /// Whether to look although it is not time yet, since something speaks for it.
     pub(super) fn allows(&self) -> bool {
-        self.last.elapsed() >= self.wait(SHORT_INTERVAL)
+        self.last.elapsed() >= self.wait(self.interval / SOONER)
     }
 
     fn wait(&self, interval: Duration) -> Duration {
@@ -62,17 +61,18 @@ mod tests {
 
     #[test]
     fn looks_that_take_long_are_made_less_often() {
-        let took = |milliseconds| Pace { took: Duration::from_millis(milliseconds), ..Pace::new() };
-        assert_eq!(took(1).wait(INTERVAL), INTERVAL);
-        assert_eq!(took(1).wait(SHORT_INTERVAL), SHORT_INTERVAL);
-        assert_eq!(took(50).wait(INTERVAL), Duration::from_secs(5));
+        let second = Duration::from_secs(1);
+        let took = |milliseconds| Pace { took: Duration::from_millis(milliseconds), ..Pace::new(second) };
+        assert_eq!(took(1).wait(second), second);
+        assert_eq!(took(1).wait(second / SOONER), Duration::from_millis(100));
+        assert_eq!(took(50).wait(second), Duration::from_secs(5));
         assert!(!took(50).allows());
         assert!(took(50).rest() > Duration::from_secs(4));
     }
 
     #[test]
     fn what_a_look_computes_is_noted() {
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(Duration::ZERO);
         pace.look(|| {
             let began = computed();
             while computed() - began < Duration::from_millis(20) {}
