@@ -54,14 +54,11 @@ const KERNEL_FEATURES: [((u8, u8), &str); 4] = [
     ((5, 15), "values handed to a probe's program (5.15)"),
     ((5, 17), "bounded loops and the ends of mappings, by bpf_loop and bpf_find_vma (5.17)"),
     // `bpf_mem_alloc`, 7c8199e24fa0.
-    ((6, 1), "hash maps that may grow inside a probe (6.1)"),
+    (OLDEST_KERNEL, "hash maps that may grow inside a probe (6.1)"),
 ];
 
 /// The oldest kernel, which has all of them.
-const OLDEST_KERNEL: (u8, u8) = {
-    let [.., (newest, _)] = KERNEL_FEATURES;
-    newest
-};
+const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// Capabilities by their numbers in include/uapi/linux/capability.h.
 const CAPABILITIES: [(u8, &str); 4] =
