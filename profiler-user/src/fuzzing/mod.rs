@@ -45,6 +45,8 @@ mod tests {
     /// What the main thread has, in which the fuzzer runs.
     const STACK_BYTES: usize = 8 << 20;
 
+    type Target = fn(&[u8]);
+
     /// Every target by its name in `tests/fuzz`.
     const TARGETS: [(&str, Target); 7] = [
         ("demangle", super::demangle),
