@@ -106,10 +106,12 @@ impl Walk {
     /// A walk that has not begun.
     #[inline(always)]
     pub const fn new(stack: &Stack) -> Self {
-        let Stack { regs, tgid, epoch, .. } = *stack;
+        let Stack { regs, tgid, epoch, depth, .. } = *stack;
+        // No stack has as many frames.
+        let frame = Frame::new_unless(depth >> 31, regs);
         // Cut is what is left when the loop runs out of frames.
         let end = WalkEnd::Cut as u32;
-        Self { frame: Frame::new(regs), hash: StackHash::new(epoch), tgid, epoch, depth: 0, end }
+        Self { frame, hash: StackHash::new(epoch), tgid, epoch, depth: 0, end }
     }
 
     /// Takes the frame at hand into the hash and goes on to its caller; false at the end.

@@ -32,6 +32,15 @@ impl Frame {
         Self { pc: regs.pc, sp: regs.sp, fp: FramePointer::Is(regs.fp) }
     }
 
+    /// The same, for a verifier that must not know that rbp is there: kernels before 6.7 look at a loop's body once, and take
+    /// for constant what is constant where the loop begins. `never` is 0.
+    #[inline(always)]
+    pub const fn new_unless(never: u32, regs: Regs) -> Self {
+        let Regs { pc, sp, fp } = regs;
+        let fp = if never == 0 { FramePointer::Is(fp) } else { FramePointer::SavedAt(fp) };
+        Self { pc, sp, fp }
+    }
+
     /// The frame's rbp.
     #[inline(always)]
     pub fn fp(&self, memory: &impl ReadMemory) -> Result<u64, WalkEnd> {
