@@ -83,19 +83,23 @@ impl Machine {
             .spawn()
             .context("cannot run `setpriv`")?;
         let stdout = child.stdout.take().context("stdout is piped")?;
-        let _emulator = Emulator(child);
+        let mut emulator = Emulator(child);
         let mut lines = Lines { pieces: pieces_of(stdout), begun: Vec::new() };
         loop {
             let patience = SILENCE.min(LIMIT.saturating_sub(started.elapsed()));
             let line = match lines.next(patience) {
                 Ok(Some(line)) => line,
-                Ok(None) => break,
+                Ok(None) => {
+                    let status = emulator.0.wait().context("cannot wait for the machine")?;
+                    outcome.ended = Some(format!("qemu ended ({status})"));
+                    break;
+                }
                 Err(Silent) => {
                     outcome.hear(&lines.rest());
                     outcome.ended = Some(if started.elapsed() < LIMIT {
-                        format!("it said nothing for {} s and was switched off", SILENCE.as_secs())
+                        format!("it said nothing for {} s, and was switched off", SILENCE.as_secs())
                     } else {
-                        format!("it was switched off after {} s", LIMIT.as_secs())
+                        format!("it took {} s, and was switched off", LIMIT.as_secs())
                     });
                     break;
                 }

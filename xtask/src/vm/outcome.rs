@@ -43,7 +43,7 @@ pub(super) struct Outcome {
     running: Option<usize>,
     complaints: Vec<String>,
     last_lines: VecDeque<String>,
-    /// Why the machine was switched off from outside.
+    /// Why nothing more came.
     pub(super) ended: Option<String>,
     pub(super) took: Duration,
 }
