@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use profiler_common::{
     heap::UNLEARNED_STACK,
-    unwind::{Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step as go_up},
+    unwind::{Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step as go_up},
 };
 
 use super::Input;
@@ -62,6 +62,7 @@ pub fn step(bytes: &[u8]) {
     let world = World { rows, memory };
     let (frames, end) = world.walk(regs, depth);
     assert_eq!(world.walk(regs, depth), (frames.clone(), end), "the same walk ends in the same way");
+    world.check_late_reads(regs, &frames, end, depth);
     assert!(frames.len() <= depth.max(1), "{} frames of {depth}", frames.len());
     let hash = frames.iter().fold(StackHash::new(0), |hash, frame| hash.push(frame.pc)).finish(end);
     assert!(hash > UNLEARNED_STACK, "the hash of a stack stands for none: {hash:#x}");
@@ -106,6 +107,26 @@ impl World<'_> {
                 Err(end) => return (frames, end),
             }
             frames.push(regs);
+        }
+    }
+
+    /// A walk that reads rbp when it is asked for finds the same, and more only where a word that nothing asks for cannot
+    /// be read.
+    fn check_late_reads(&self, regs: Regs, frames: &[Regs], end: WalkEnd, depth: usize) {
+        let mut frame = Frame::new(regs);
+        let mut pcs = vec![frame.pc];
+        let late_end = loop {
+            match frame.caller(self.row(frame.pc), &self.memory) {
+                Ok(_) if pcs.len() >= depth => break WalkEnd::Cut,
+                Ok(caller) => frame = caller,
+                Err(end) => break end,
+            }
+            pcs.push(frame.pc);
+        };
+        assert!(frames.iter().zip(&pcs).all(|(regs, pc)| regs.pc == *pc), "{frames:x?} and {pcs:x?}");
+        assert!(pcs.len() >= frames.len(), "{frames:x?} and {pcs:x?}");
+        if end != WalkEnd::Unreadable {
+            assert_eq!((pcs.len(), late_end), (frames.len(), end));
         }
     }
 
