@@ -16,6 +16,9 @@ const TIME_LIMIT_SECONDS: u32 = 10;
 const ALLOCATION_LIMIT_MIB: u32 = 128;
 const MEMORY_LIMIT_MIB: u32 = 1024;
 
+/// A larger corpus has only one input for each edge, however often the edge is passed: it is kept in the repository.
+const CORPUS_LIMIT_BYTES: u64 = 64 << 10;
+
 /// What is shown of the log when something was found.
 const LOG_LINES: usize = 60;
 
@@ -94,21 +97,15 @@ impl Engine {
         run_command(self.command().args(inputs))
     }
 
-    /// Replaces the corpus in the repository by the smallest inputs that reach all that is reached by now.
+    /// Replaces the corpus in the repository by few inputs that reach all that is reached by now.
     pub(super) fn keep(&self) -> Result<()> {
         let merged = self.found.with_extension("merged");
-        if merged.exists() {
-            fs::remove_dir_all(&merged).with_context(|| format!("cannot remove {}", merged.display()))?;
+        self.merge(&merged, &[])?;
+        if size(&merged)?.1 > CORPUS_LIMIT_BYTES {
+            self.merge(&merged, &["-use_counters=0"])?;
         }
-        fs::create_dir_all(&merged).with_context(|| format!("cannot create {}", merged.display()))?;
-        let mut merge = self.command();
-        // Whether something is reached counts, and not how often: that keeps the corpus small.
-        merge.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&self.corpus).arg(&self.found);
-        run_command(merge.stdout(Stdio::null()).stderr(Stdio::null()))?;
-        ensure!(size(&merged)?.0 > 0, "nothing is left of the corpus of {}", self.name);
         let before = size(&self.corpus)?;
-        fs::remove_dir_all(&self.corpus)?;
-        fs::create_dir_all(&self.corpus)?;
+        empty(&self.corpus)?;
         for entry in fs::read_dir(&merged)? {
             let path = entry?.path();
             fs::copy(&path, self.corpus.join(path.file_name().context("an input has a name")?))?;
@@ -118,6 +115,15 @@ impl Engine {
             "{:<10} keeps {} inputs of {} bytes, had {} of {}",
             self.name, after.0, after.1, before.0, before.1
         );
+        Ok(())
+    }
+
+    fn merge(&self, merged: &Path, arguments: &[&str]) -> Result<()> {
+        empty(merged)?;
+        let mut command = self.command();
+        command.arg("-set_cover_merge=1").args(arguments).arg(merged).arg(&self.corpus).arg(&self.found);
+        run_command(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        ensure!(size(merged)?.0 > 0, "nothing is left of the corpus of {}", self.name);
         Ok(())
     }
 
@@ -145,6 +151,14 @@ impl Engine {
         };
         Some(Finding { target: self.name.clone(), artifact: PathBuf::from(artifact), kind })
     }
+}
+
+/// Makes an empty folder.
+fn empty(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
 impl Passed {
