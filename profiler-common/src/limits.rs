@@ -38,11 +38,14 @@ pub const MAX_TARGETS: u32 = 1024;
 /// 64 Ki entries of 72 B of key and value and 48 B of the kernel's own: 8 MiB, preallocated.
 pub const MAX_INFLIGHT: u32 = 1 << 16;
 
-/// Default number of live blocks that can be followed.
+/// Live blocks that can be followed in a process of ordinary size.
 ///
-/// The bucket array has 16 B for each: 64 MiB. Entries are allocated as they come: 32 B of key and value and 48 B of
-/// the kernel's own, in slots of 96 B; 384 MiB when all of them are in use.
-pub const DEFAULT_MAX_LIVE: u32 = 1 << 22;
+/// The bucket array has 16 B for each: 32 MiB. Entries are allocated as they come: 32 B of key and value and 48 B of
+/// the kernel's own, in slots of 96 B; 192 MiB when all of them are in use.
+pub const DEFAULT_MAX_LIVE: u32 = 1 << 21;
+
+/// Live blocks that can be followed in the largest processes unless something else is asked for: buckets of 256 MiB.
+pub const LARGEST_DEFAULT_MAX_LIVE: u32 = 1 << 24;
 
 /// Default number of (stack, size class) pairs that can be told apart.
 ///

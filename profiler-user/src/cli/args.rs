@@ -173,10 +173,10 @@ impl From<SymbolArgs> for symbolize::Options {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Capacities")]
 pub struct CapacityArgs {
-    /// Live blocks to follow; beyond that inuse_* falls short, and says by how much.
-    #[arg(long, value_name = "N", default_value_t = Capacities::default().live_blocks,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
-    pub max_live: u32,
+    /// Live blocks to follow; beyond that inuse_* falls short, and says by how much [default: one for every 64 bytes of
+    /// the process, from 2097152 to 16777216].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub max_live: Option<u32>,
 
     /// Stacks, times the block sizes of each, to tell apart; beyond that allocations are counted without their stack.
     #[arg(long, value_name = "N", default_value_t = Capacities::default().totals,
@@ -193,9 +193,12 @@ pub struct CapacityArgs {
     pub ring_bytes: u32,
 }
 
-impl From<CapacityArgs> for Capacities {
-    fn from(CapacityArgs { max_live, max_stacks, stack_depth, ring_bytes }: CapacityArgs) -> Self {
-        Self { live_blocks: max_live, totals: max_stacks, ring_bytes, stack_depth }
+impl CapacityArgs {
+    /// What to set up for a process that has `rss_bytes` of memory.
+    pub fn for_process(self, rss_bytes: u64) -> Capacities {
+        let Self { max_live, max_stacks, stack_depth, ring_bytes } = self;
+        let live_blocks = max_live.unwrap_or_else(|| Capacities::live_blocks_for(rss_bytes));
+        Capacities { live_blocks, totals: max_stacks, ring_bytes, stack_depth }
     }
 }
 

@@ -70,7 +70,8 @@ fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, O
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
     let capture = args.capture_stacks.as_deref().map(|path| Capture::create(path, args.force)).transpose()?;
     let symbols = args.symbols.clone().into();
-    let session = Session::start(process, &args.capacities.into(), symbols, diagnostics, capture)?;
+    let capacities = args.capacities.for_process(process.rss_bytes());
+    let session = Session::start(process, &capacities, symbols, diagnostics, capture)?;
     Ok((session, output))
 }
 

@@ -27,13 +27,9 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     let socket = std::net::TcpListener::bind(args.listen)
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
-    let session = Arc::new(Session::start(
-        process,
-        &args.capacities.into(),
-        args.symbols.clone().into(),
-        diagnostics,
-        None,
-    )?);
+    let capacities = args.capacities.for_process(process.rss_bytes());
+    let session = Session::start(process, &capacities, args.symbols.clone().into(), diagnostics, None)?;
+    let session = Arc::new(session);
     runtime()?.block_on(attend(args, &session, socket))
 }
 

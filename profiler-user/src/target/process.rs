@@ -153,6 +153,13 @@ impl Process {
         &self.exe
     }
 
+    /// The memory that the process has resident, in bytes; 0 where that cannot be told.
+    pub fn rss_bytes(&self) -> u64 {
+        let thread = live_thread(self.pid).and_then(|thread| i32::try_from(thread).ok());
+        let status = thread.and_then(|thread| status(thread).ok());
+        status.and_then(|status| status.vmrss).map_or(0, |kibibytes| kibibytes.saturating_mul(1024))
+    }
+
     /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];

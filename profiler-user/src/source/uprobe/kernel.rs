@@ -65,6 +65,17 @@ pub struct Capacities {
     pub stack_depth: u32,
 }
 
+impl Capacities {
+    /// Live blocks to follow in a process with so much memory: one for every 64 bytes, which is more than most programs
+    /// have, within the limits that keep an empty table affordable.
+    pub fn live_blocks_for(rss_bytes: u64) -> u32 {
+        let blocks = (rss_bytes / 64)
+            .clamp(limits::DEFAULT_MAX_LIVE.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
+            .next_power_of_two();
+        u32::try_from(blocks).unwrap_or(limits::LARGEST_DEFAULT_MAX_LIVE)
+    }
+}
+
 impl Default for Capacities {
     fn default() -> Self {
         Self {
@@ -245,4 +256,16 @@ fn map<M: TryFrom<aya::maps::Map, Error = MapError>>(
 ) -> Result<M, KernelError> {
     let map = ebpf.take_map(name).ok_or(KernelError::Missing { name })?;
     map.try_into().map_err(map_refused(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_live_blocks_grows_with_the_process_within_limits() {
+        assert_eq!(Capacities::live_blocks_for(0), 1 << 21);
+        assert_eq!(Capacities::live_blocks_for((128 << 20) + 64), 1 << 22);
+        assert_eq!(Capacities::live_blocks_for(u64::MAX), 1 << 24);
+    }
 }
