@@ -1,46 +1,156 @@
 //! Allocator functions by the shape of their arguments, and calls of them that are under way.
 
-/// How a function takes its arguments and gives its result; this is all the kernel side cares about.
-///
-/// The discriminant travels as the probe's cookie.
+use crate::heap::LiveBlock;
+
+/// How a function takes its arguments and gives its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u64)]
 pub enum Shape {
-    /// `f(size)`, the block is returned: malloc, valloc, pvalloc.
-    Size = 1,
-    /// `f(count, size)`, the block is returned: calloc.
-    CountSize = 2,
-    /// `f(alignment, size)`, the block is returned: aligned_alloc, memalign.
-    AlignSize = 3,
+    /// `f(size, …)`, the block is returned: malloc, valloc, pvalloc, mallocx, operator new.
+    Size,
+    /// `f(count, size, …)`, the block is returned: calloc.
+    CountSize,
+    /// `f(_, size, …)`, the block is returned: aligned_alloc, memalign; mi_heap_malloc, whose first argument is a heap.
+    AlignSize,
+    /// `f(_, count, size, …)`, the block is returned: mi_heap_calloc.
+    HeapCountSize,
     /// `f(&block, alignment, size)`, 0 is returned and the block stored: posix_memalign.
-    OutAlignSize = 4,
-    /// `f(old, size)`, the block is returned: realloc.
-    Resize = 5,
-    /// `f(old, count, size)`, the block is returned: reallocarray.
-    ResizeCount = 6,
-    /// `f(block)`, nothing is returned: free, cfree.
-    Free = 7,
+    OutAlignSize,
+    /// `f(old, size, …)`, the block is returned: realloc, rallocx.
+    Resize,
+    /// `f(old, count, size, …)`, the block is returned: reallocarray.
+    ResizeCount,
+    /// `f(_, old, size, …)`, the block is returned: mi_heap_realloc.
+    HeapResize,
+    /// `f(_, old, count, size, …)`, the block is returned: mi_heap_reallocn.
+    HeapResizeCount,
+    /// `f(old, size)`, the block is returned; where it is null the old one has been freed: reallocf.
+    ResizeOrFree,
+    /// `f(_, old, size)`, the same: mi_heap_reallocf.
+    HeapResizeOrFree,
+    /// `f(old, size, …)`, the block stays where it is and its new size is returned; a smaller one than was asked for is a
+    /// failure: xallocx.
+    Extend,
+    /// `f(old, size)`, the block stays where it is and is returned; null is a failure: mi_expand.
+    Expand,
+    /// `f(block, …)`, nothing is returned: free, dallocx, operator delete.
+    Free,
+    /// `f(heap)`, every block of the heap is freed: mi_heap_destroy.
+    Destroy,
 }
 
 impl Shape {
-    /// The shape that a probe's cookie stands for.
+    /// Which argument is what; `None` for functions that allocate nothing.
+    pub const fn convention(self) -> Option<Convention> {
+        let (size, count, old, out, outcome) = match self {
+            Self::Size => (1, 0, 0, 0, Outcome::Returned),
+            Self::CountSize => (2, 1, 0, 0, Outcome::Returned),
+            Self::AlignSize => (2, 0, 0, 0, Outcome::Returned),
+            Self::HeapCountSize => (3, 2, 0, 0, Outcome::Returned),
+            Self::OutAlignSize => (3, 0, 0, 1, Outcome::Stored),
+            Self::Resize => (2, 0, 1, 0, Outcome::Returned),
+            Self::ResizeCount => (3, 2, 1, 0, Outcome::Returned),
+            Self::HeapResize => (3, 0, 2, 0, Outcome::Returned),
+            Self::HeapResizeCount => (4, 3, 2, 0, Outcome::Returned),
+            Self::ResizeOrFree => (2, 0, 1, 0, Outcome::ReturnedOrFreed),
+            Self::HeapResizeOrFree => (3, 0, 2, 0, Outcome::ReturnedOrFreed),
+            Self::Extend => (2, 0, 1, 1, Outcome::Size),
+            Self::Expand => (2, 0, 1, 1, Outcome::InPlace),
+            Self::Free | Self::Destroy => return None,
+        };
+        Some(Convention(size | count << 4 | old << 8 | out << 12 | (outcome as u64) << 16))
+    }
+}
+
+/// What a function's result says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Outcome {
+    /// The block, or null where there is none.
+    Returned = 0,
+    /// The same; with null the old block was freed.
+    ReturnedOrFreed = 1,
+    /// 0 where the block was stored.
+    Stored = 2,
+    /// The size that the block has now.
+    Size = 3,
+    /// The block, which is where it was, or null.
+    InPlace = 4,
+}
+
+/// What the kernel side has to know of a function; travels as the probe's cookie.
+///
+/// From bit 0 on, in fours: which argument, counted from 1, is the size, the count, the old block, and where the block's
+/// address is stored or the block that stays; 0 for none. Bits 16 to 19 have the [`Outcome`]. Bits 24 to 31 say whose
+/// function it is. Bit 32 is set where its returns are seen at its own `ret` instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Convention(u64);
+
+const BY_RET: u64 = 1 << 32;
+
+impl Convention {
+    /// The convention that a cookie stands for.
     #[inline(always)]
-    pub const fn from_cookie(cookie: u64) -> Option<Self> {
-        Some(match cookie {
-            1 => Self::Size,
-            2 => Self::CountSize,
-            3 => Self::AlignSize,
-            4 => Self::OutAlignSize,
-            5 => Self::Resize,
-            6 => Self::ResizeCount,
-            7 => Self::Free,
-            _ => return None,
-        })
+    pub const fn from_cookie(cookie: u64) -> Self {
+        Self(cookie)
     }
 
-    /// The cookie that stands for this shape.
+    /// The cookie that stands for it.
+    #[inline(always)]
     pub const fn cookie(self) -> u64 {
-        self as u64
+        self.0
+    }
+
+    /// The same, of a function of the given allocator.
+    pub const fn of_allocator(self, allocator: u8) -> Self {
+        Self(self.0 | (allocator as u64) << 24)
+    }
+
+    /// The same, where the function may throw: its returns are seen at its `ret` instructions.
+    pub const fn by_ret(self) -> Self {
+        Self(self.0 | BY_RET)
+    }
+
+    /// Whether returns are seen at the function's `ret` instructions.
+    #[inline(always)]
+    pub const fn is_by_ret(self) -> bool {
+        self.0 & BY_RET != 0
+    }
+
+    /// Whose function it is.
+    #[inline(always)]
+    pub const fn allocator(self) -> u64 {
+        self.0 >> 24 & 0xff
+    }
+
+    /// The argument that is the size, counted from 1.
+    #[inline(always)]
+    pub const fn size_argument(self) -> u64 {
+        self.0 & 15
+    }
+
+    /// The argument that the size is multiplied by; 0 for none.
+    #[inline(always)]
+    pub const fn count_argument(self) -> u64 {
+        self.0 >> 4 & 15
+    }
+
+    /// The argument that is the old block; 0 for none.
+    #[inline(always)]
+    pub const fn old_argument(self) -> u64 {
+        self.0 >> 8 & 15
+    }
+
+    /// The argument that says where the block's address is stored, or is the block that stays; 0 for none.
+    #[inline(always)]
+    pub const fn out_argument(self) -> u64 {
+        self.0 >> 12 & 15
+    }
+
+    /// What the result says, an [`Outcome`] as its number.
+    #[inline(always)]
+    pub const fn outcome(self) -> u64 {
+        self.0 >> 16 & 15
     }
 }
 
@@ -69,23 +179,27 @@ pub const fn array_bytes(count: u64, size_bytes: u64) -> u64 {
 pub struct InFlight {
     /// Stack pointer at entry, where the return address lies.
     pub sp: u64,
+    /// The return address at entry.
+    pub return_address: u64,
+    /// Where the function's probe is, which tells functions apart.
+    pub site: u64,
+    /// The function's [`Convention`], as a cookie.
+    pub cookie: u64,
     /// Bytes asked for; saturated where count × size overflows.
     pub size_bytes: u64,
     /// Hash of the stack at entry.
     pub stack: u64,
-    /// Where the function will store the block's address; 0 when it returns it.
+    /// Where the function will store the block's address, or the block that it lets stay; 0 when it returns it.
     pub out_address: u64,
     /// Block that is being resized and was taken out of `LIVE`; 0 when there is none.
     pub old_address: u64,
-    /// Its size in bytes.
-    pub old_size_bytes: u64,
-    /// The hash of the stack that allocated it.
-    pub old_stack: u64,
+    /// That block.
+    pub old: LiveBlock,
     /// 1 for a resize whose old block was not null, 0 otherwise.
     pub resizes: u64,
 }
 
-const _: () = assert!(size_of::<InFlight>() == 64, "no padding");
+const _: () = assert!(size_of::<InFlight>() == 88, "no padding");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
@@ -96,12 +210,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cookies_come_back_as_their_shape() {
-        for cookie in 1..=7 {
-            assert_eq!(Shape::from_cookie(cookie).map(Shape::cookie), Some(cookie));
-        }
-        assert_eq!(Shape::from_cookie(0), None);
-        assert_eq!(Shape::from_cookie(8), None);
+    fn a_cookie_tells_all_of_its_convention() {
+        let convention = Shape::HeapResizeCount.convention().unwrap().of_allocator(200).by_ret();
+        let read = Convention::from_cookie(convention.cookie());
+        assert_eq!((read.size_argument(), read.count_argument(), read.old_argument()), (4, 3, 2));
+        assert_eq!((read.out_argument(), read.outcome()), (0, Outcome::Returned as u64));
+        assert_eq!((read.allocator(), read.is_by_ret()), (200, true));
+        let stored = Shape::OutAlignSize.convention().unwrap();
+        assert_eq!((stored.out_argument(), stored.outcome()), (1, Outcome::Stored as u64));
+        assert_eq!((stored.allocator(), stored.is_by_ret()), (0, false));
+        assert_eq!(Shape::Free.convention(), None);
     }
 
     #[test]

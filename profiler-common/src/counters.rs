@@ -28,10 +28,12 @@ pub enum Counter {
     LostEvents = 10,
     /// Code that went without the loader saying so.
     UnannouncedUnmaps = 11,
+    /// Heaps that were freed as a whole.
+    DestroyedHeaps = 12,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 12;
+pub const COUNTERS: usize = 13;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,6 +135,12 @@ pub const REGISTRY: [Description; COUNTERS] = [
         name: "unannounced_unmaps",
         severity: Severity::Normal,
         help: "times that code was unmapped other than by the loader; a second's stacks may have been taken for those of before",
+    },
+    Description {
+        counter: Counter::DestroyedHeaps,
+        name: "destroyed_heaps",
+        severity: Severity::Loss,
+        help: "heaps freed as a whole (mi_heap_destroy), whose blocks stay in inuse_*",
     },
 ];
 

@@ -14,10 +14,35 @@ pub struct LiveKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct LiveBlock {
-    /// Bytes asked for.
-    pub size_bytes: u64,
+    /// Bytes asked for, below the eight bits that say whose function gave it.
+    size_and_allocator: u64,
     /// Hash of the stack that allocated it.
     pub stack: u64,
+}
+
+/// Sizes have 56 bits, which is more than there are addresses.
+const SIZE_BITS: u32 = 56;
+const LARGEST_SIZE_BYTES: u64 = (1 << SIZE_BITS) - 1;
+
+impl LiveBlock {
+    /// A block that the allocator with this number gave.
+    #[inline(always)]
+    pub const fn new(size_bytes: u64, allocator: u64, stack: u64) -> Self {
+        let size_bytes = if size_bytes > LARGEST_SIZE_BYTES { LARGEST_SIZE_BYTES } else { size_bytes };
+        Self { size_and_allocator: size_bytes | allocator << SIZE_BITS, stack }
+    }
+
+    /// Bytes asked for.
+    #[inline(always)]
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_and_allocator & LARGEST_SIZE_BYTES
+    }
+
+    /// Whose function gave it.
+    #[inline(always)]
+    pub const fn allocator(&self) -> u64 {
+        self.size_and_allocator >> SIZE_BITS
+    }
 }
 
 /// The stack hash under which allocations are counted when `TOTALS` has no room for their own.
@@ -49,11 +74,26 @@ pub struct TotalsKey {
     pub stack: u64,
     /// The target's tgid.
     pub tgid: u32,
-    /// [`size_class`] of the blocks, or [`OVERFLOW_CLASS`].
+    /// [`size_class`] of the blocks, or [`OVERFLOW_CLASS`], below the eight bits that say whose function gave them.
     pub class: u32,
 }
 
 impl TotalsKey {
+    /// The entry that counts a block.
+    #[inline(always)]
+    pub const fn of(tgid: u32, block: &LiveBlock) -> Self {
+        if block.stack == OVERFLOW_STACK {
+            return Self::overflow(tgid);
+        }
+        let class = size_class(block.size_bytes()) | (block.allocator() as u32) << 8;
+        Self { stack: block.stack, tgid, class }
+    }
+
+    /// Whose function gave the blocks.
+    pub const fn allocator(&self) -> u8 {
+        (self.class >> 8) as u8
+    }
+
     /// The entry that takes what has no entry of its own.
     pub const fn overflow(tgid: u32) -> Self {
         Self { stack: OVERFLOW_STACK, tgid, class: OVERFLOW_CLASS }
@@ -118,6 +158,17 @@ pub const fn size_class(size_bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_keeps_its_size_and_whose_it_is() {
+        let block = LiveBlock::new(4096, 255, 7);
+        assert_eq!((block.size_bytes(), block.allocator(), block.stack), (4096, 255, 7));
+        let key = TotalsKey::of(1, &block);
+        assert_eq!((key.allocator(), key.class & 255, key.stack), (255, size_class(4096), 7));
+        let unfollowed = LiveBlock::new(4096, 3, OVERFLOW_STACK);
+        assert_eq!(TotalsKey::of(1, &unfollowed), TotalsKey::overflow(1));
+        assert_eq!(LiveBlock::new(u64::MAX, 2, 7).allocator(), 2, "a size that cannot be stays a size");
+    }
 
     #[test]
     fn classes_rise_with_the_size_and_hold_a_quarter_of_a_doubling() {

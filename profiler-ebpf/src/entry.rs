@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use profiler_common::{
-    call::{InFlight, Shape, array_bytes},
+    call::{Convention, InFlight, Outcome, array_bytes},
     counters::Counter,
     heap::{LiveBlock, UNLEARNED_STACK},
     target::Target,
@@ -35,7 +35,7 @@ pub fn target(ctx: &impl EbpfContext, tgid: u32) -> Option<Target> {
     Some(target)
 }
 
-/// Entry of a function that allocates; the cookie is its [`Shape`].
+/// Entry of a function that allocates; the cookie is its [`Convention`].
 #[uprobe]
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -48,114 +48,188 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
     if inflight::is_nested(&ctx, pid_tgid, regs, &target) {
         return 0;
     }
-    // SAFETY: the helper takes the context as it is.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    let Some(shape) = Shape::from_cookie(cookie) else {
-        return 0;
+    let wanted = Wanted::of(&ctx, regs);
+    // The old block leaves now, since its address may be given to another thread before the return.
+    let (old_address, old) = match release::take(tgid, wanted.old_address) {
+        Some(block) => (wanted.old_address, block),
+        None => (0, LiveBlock::default()),
     };
-    let mut call = arguments(shape, regs);
-    if call.old_address != 0 {
-        // The old block leaves now, since its address may be given to another thread before the return.
-        let old = release::take(tgid, call.old_address);
-        match old {
-            Some(block) => {
-                call.old_size_bytes = block.size_bytes;
-                call.old_stack = block.stack;
-            }
-            None => call.old_address = 0,
+    let stack = match unwind::caller(regs.rsp, regs.rbp) {
+        Some(caller) => {
+            let block = (wanted.size_bytes, wanted.convention.allocator());
+            record::announce(&ctx, pid_tgid, caller, block, &target)
         }
-    }
-    call.stack = match unwind::caller(regs.rsp, regs.rbp) {
-        Some(caller) => record::announce(&ctx, pid_tgid, caller, call.size_bytes, &target),
         None => UNLEARNED_STACK,
+    };
+    // Looked up again, for what is kept meanwhile takes of the little stack that there is.
+    let wanted = Wanted::of(&ctx, regs);
+    let call = InFlight {
+        sp: regs.rsp,
+        return_address: UserMemory.read_word(regs.rsp).unwrap_or_default(),
+        site: regs.rip,
+        cookie: wanted.convention.cookie(),
+        size_bytes: wanted.size_bytes,
+        stack,
+        out_address: wanted.out_address,
+        old_address,
+        old,
+        resizes: u64::from(wanted.old_address != 0),
     };
     if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
         debug!(&ctx, "no room for another call in INFLIGHT");
         count(tgid, Counter::InflightFull, 1);
-        inflight::put_back(tgid, &call);
+        inflight::put_back(tgid, call.old_address, &call.old);
     }
     0
 }
 
-/// The call that the registers at a function's entry describe.
-#[inline(always)]
-fn arguments(shape: Shape, regs: &pt_regs) -> InFlight {
-    let mut call = InFlight { sp: regs.rsp, ..InFlight::default() };
-    match shape {
-        Shape::Size => call.size_bytes = regs.rdi,
-        Shape::CountSize => call.size_bytes = array_bytes(regs.rdi, regs.rsi),
-        Shape::AlignSize => call.size_bytes = regs.rsi,
-        Shape::OutAlignSize => {
-            call.out_address = regs.rdi;
-            call.size_bytes = regs.rdx;
-        }
-        Shape::Resize => {
-            call.old_address = regs.rdi;
-            call.size_bytes = regs.rsi;
-        }
-        Shape::ResizeCount => {
-            call.old_address = regs.rdi;
-            call.size_bytes = array_bytes(regs.rsi, regs.rdx);
-        }
-        Shape::Free => {}
-    }
-    call.resizes = u64::from(call.old_address != 0);
-    call
+/// What is asked of a function that allocates.
+struct Wanted {
+    convention: Convention,
+    size_bytes: u64,
+    /// The block to be resized; 0 for none.
+    old_address: u64,
+    /// Where the block's address is to be stored, or the block that is to stay; 0 for neither.
+    out_address: u64,
 }
 
-/// Return of a function that allocates.
+impl Wanted {
+    /// What the registers at the function's entry say.
+    #[inline(always)]
+    fn of(ctx: &ProbeContext, regs: &pt_regs) -> Self {
+        // SAFETY: the helper takes the context as it is.
+        let convention = Convention::from_cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+        let arguments = Arguments::of(regs);
+        let mut size_bytes = arguments.get(convention.size_argument());
+        let count = convention.count_argument();
+        if count != 0 {
+            size_bytes = array_bytes(arguments.get(count), size_bytes);
+        }
+        Self {
+            convention,
+            size_bytes,
+            old_address: arguments.get(convention.old_argument()),
+            out_address: arguments.get(convention.out_argument()),
+        }
+    }
+}
+
+/// The first arguments of a function, by the System V ABI.
+struct Arguments {
+    first: u64,
+    second: u64,
+    third: u64,
+    fourth: u64,
+}
+
+impl Arguments {
+    #[inline(always)]
+    fn of(regs: &pt_regs) -> Self {
+        // Each is read by itself, and now: picking a register by a number that is not known is what the verifier refuses.
+        // SAFETY: words of the context.
+        unsafe {
+            Self {
+                first: (&raw const regs.rdi).read_volatile(),
+                second: (&raw const regs.rsi).read_volatile(),
+                third: (&raw const regs.rdx).read_volatile(),
+                fourth: (&raw const regs.rcx).read_volatile(),
+            }
+        }
+    }
+
+    /// One of them, counted from 1; 0 for none.
+    #[inline(always)]
+    const fn get(&self, number: u64) -> u64 {
+        match number {
+            1 => self.first,
+            2 => self.second,
+            3 => self.third,
+            4 => self.fourth,
+            _ => 0,
+        }
+    }
+}
+
+/// Return of a function that allocates and does not throw.
 #[uretprobe]
 pub fn alloc_return(ctx: RetProbeContext) -> u32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let tgid = (pid_tgid >> 32) as u32;
-    if target(&ctx, tgid).is_none() {
-        return 0;
-    }
     // SAFETY: the context of a uretprobe program is the registers after the return.
     let regs = unsafe { &*ctx.regs };
+    // The return address has been taken off the stack.
+    let is_known = came_back(&ctx, regs, regs.rsp.wrapping_sub(8));
+    if !is_known {
+        count((bpf_get_current_pid_tgid() >> 32) as u32, Counter::UnmatchedReturns, 1);
+    }
+    0
+}
+
+/// A `ret` instruction through which a function that allocates may come back, or one that it jumps to.
+#[uprobe]
+pub fn alloc_ret(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let regs = unsafe { &*ctx.regs };
+    // Others may come by here as well.
+    came_back(&ctx, regs, regs.rsp);
+    0
+}
+
+/// Looks whether the call that the thread is in has come back, with its return address at `sp`. False where there is no call.
+#[inline(always)]
+fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let tgid = (pid_tgid >> 32) as u32;
+    if target(ctx, tgid).is_none() {
+        return true;
+    }
     let Some(call) = INFLIGHT.get_ptr(pid_tgid) else {
-        count(tgid, Counter::UnmatchedReturns, 1);
-        return 0;
+        return false;
     };
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
     let call = unsafe { *call };
-    let outer_sp = call.sp.wrapping_add(8);
-    if regs.rsp != outer_sp {
+    if sp != call.sp {
         // Below is the return of a nested call. Above is that of a call which this one was part of.
-        if regs.rsp > outer_sp {
-            inflight::abandon(&ctx, pid_tgid, &call);
+        if sp > call.sp {
+            inflight::abandon(ctx, pid_tgid, &call);
         }
-        return 0;
+        return true;
     }
     // Failing means that the entry is gone already.
     let _ = INFLIGHT.remove(pid_tgid);
-    returned(&ctx, tgid, &call, regs.rax);
-    0
+    returned(ctx, tgid, &call, regs.rax);
+    true
 }
 
 /// Accounts for a call that has come back with `result`.
 #[inline(always)]
-fn returned(ctx: &RetProbeContext, tgid: u32, call: &InFlight, result: u64) {
-    let address = if call.out_address == 0 {
-        result
-    } else if result as u32 != 0 {
-        0
-    } else {
-        match UserMemory.read_word(call.out_address) {
+fn returned(ctx: &impl EbpfContext, tgid: u32, call: &InFlight, result: u64) {
+    const STORED: u64 = Outcome::Stored as u64;
+    const SIZE: u64 = Outcome::Size as u64;
+    const IN_PLACE: u64 = Outcome::InPlace as u64;
+    const RETURNED_OR_FREED: u64 = Outcome::ReturnedOrFreed as u64;
+    let convention = Convention::from_cookie(call.cookie);
+    let outcome = convention.outcome();
+    let address = match outcome {
+        STORED if result as u32 != 0 => 0,
+        STORED => match UserMemory.read_word(call.out_address) {
             Some(address) => address,
             None => return count(tgid, Counter::UnreadableResults, 1),
-        }
+        },
+        SIZE if result >= call.size_bytes => call.out_address,
+        IN_PLACE if result != 0 => call.out_address,
+        SIZE | IN_PLACE => return inflight::put_back(tgid, call.old_address, &call.old),
+        _ => result,
     };
     // A resize that fails leaves the old block as it was; to size 0 it frees it, whatever it returns.
-    if address == 0 && call.size_bytes != 0 {
-        return inflight::put_back(tgid, call);
+    if address == 0 && call.size_bytes != 0 && outcome != RETURNED_OR_FREED {
+        return inflight::put_back(tgid, call.old_address, &call.old);
     }
     if call.old_address != 0 {
-        record::freed(tgid, &LiveBlock { size_bytes: call.old_size_bytes, stack: call.old_stack });
+        record::freed(tgid, &call.old);
     } else if call.resizes != 0 {
         count(tgid, Counter::UnknownFrees, 1);
     }
     if address != 0 {
-        record::allocated(ctx, tgid, address, &LiveBlock { size_bytes: call.size_bytes, stack: call.stack });
+        let block = LiveBlock::new(call.size_bytes, convention.allocator(), call.stack);
+        record::allocated(ctx, tgid, address, &block);
     }
 }

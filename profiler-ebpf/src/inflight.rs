@@ -3,7 +3,7 @@
 use aya_ebpf::{EbpfContext, bindings::pt_regs};
 use aya_log_ebpf::debug;
 use profiler_common::{
-    call::InFlight,
+    call::{Convention, InFlight},
     counters::Counter,
     heap::{LiveBlock, LiveKey},
     target::{Target, is_hijacked},
@@ -23,19 +23,24 @@ pub const NO_EXIST: u64 = 1;
 /// Whether the thread is inside an allocator call that the one with these registers is part of.
 ///
 /// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
-/// trampoline. A tail jump from one allocator function to another arrives with the same stack pointer and the
-/// trampoline still in place. Anything else there means that the call was abandoned (longjmp, exception) and is
-/// given up, as does a stack that leads past it.
+/// trampoline, or, where its returns are seen at its `ret` instructions, still in place. A tail jump from one allocator
+/// function to another arrives with the same stack pointer and the same word there. Anything else there means that the call
+/// was abandoned (longjmp, exception) and is given up, as does a stack that leads past it, or the same function called anew
+/// with the same stack pointer.
 #[inline(always)]
 pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
     let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
         return false;
     };
-    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
-    let outer = unsafe { *outer };
+    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays. It is not copied: the stack is
+    // needed for walking.
+    let outer = unsafe { &*outer };
     let tgid = (pid_tgid >> 32) as u32;
-    let is_pending = UserMemory.read_word(outer.sp).is_some_and(|pc| is_hijacked(pc, maps::trampoline(tgid)));
-    if is_pending && regs.rsp == outer.sp {
+    let is_by_ret = Convention::from_cookie(outer.cookie).is_by_ret();
+    let is_pending = UserMemory.read_word(outer.sp).is_some_and(|pc| {
+        is_hijacked(pc, maps::trampoline(tgid)) || (is_by_ret && pc == outer.return_address)
+    });
+    if is_pending && regs.rsp == outer.sp && !(is_by_ret && regs.rip == outer.site) {
         return true;
     }
     if is_pending && regs.rsp < outer.sp {
@@ -45,7 +50,7 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
             return true;
         }
     }
-    abandon(ctx, pid_tgid, &outer);
+    abandon(ctx, pid_tgid, outer);
     false
 }
 
@@ -58,20 +63,21 @@ pub fn abandon(ctx: &impl EbpfContext, pid_tgid: u64, call: &InFlight) {
     let tgid = (pid_tgid >> 32) as u32;
     debug!(ctx, "abandoned call of {} bytes in thread {}", call.size_bytes, pid_tgid as u32);
     count(tgid, Counter::AbandonedCalls, 1);
+    // Read before the entry goes, after which another thread may be given its memory.
+    let (old_address, old) = (call.old_address, call.old);
     // Failing means that the entry is gone already.
     let _ = INFLIGHT.remove(pid_tgid);
-    put_back(tgid, call);
+    put_back(tgid, old_address, &old);
 }
 
-/// Makes the block that `call` was resizing live again.
+/// Makes a block live again that a call was resizing; `address` is 0 for none.
 #[inline(always)]
-pub fn put_back(tgid: u32, call: &InFlight) {
-    if call.old_address == 0 {
+pub fn put_back(tgid: u32, address: u64, block: &LiveBlock) {
+    if address == 0 {
         return;
     }
-    let key = LiveKey { address: call.old_address, tgid: u64::from(tgid) };
-    let block = LiveBlock { size_bytes: call.old_size_bytes, stack: call.old_stack };
-    if LIVE.insert(key, block, NO_EXIST).is_err() {
-        crate::record::count_untracked(tgid, &block);
+    let key = LiveKey { address, tgid: u64::from(tgid) };
+    if LIVE.insert(key, *block, NO_EXIST).is_err() {
+        crate::record::count_untracked(tgid, block);
     }
 }

@@ -25,8 +25,8 @@ pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     }
     if let Some(call) = INFLIGHT.get_ptr(pid_tgid) {
         // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
-        let call = unsafe { *call };
-        inflight::abandon(&ctx, pid_tgid, &call);
+        let call = unsafe { &*call };
+        inflight::abandon(&ctx, pid_tgid, call);
     }
     if pid_tgid as u32 == tgid {
         events::notify(EventKind::LeaderExit, tgid);

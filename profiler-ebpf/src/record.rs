@@ -4,9 +4,7 @@ use aya_ebpf::{EbpfContext, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
     counters::Counter,
-    heap::{
-        LiveBlock, LiveKey, OVERFLOW_CLASS, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK, size_class,
-    },
+    heap::{LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
     target::Target,
     unwind::Regs,
 };
@@ -22,20 +20,19 @@ use crate::{
 /// `EEXIST` of include/uapi/asm-generic/errno-base.h.
 const EEXIST: i32 = 17;
 
-/// Where the blocks of one stack and size are counted.
-#[inline(always)]
-pub fn key(tgid: u32, block: &LiveBlock) -> TotalsKey {
-    let class = if block.stack == OVERFLOW_STACK { OVERFLOW_CLASS } else { size_class(block.size_bytes) };
-    TotalsKey { stack: block.stack, tgid, class }
-}
-
-/// The stack under which a block of `size_bytes` allocated at `regs` will be counted.
+/// The stack under which a block of `size_bytes` that an allocator gives at `regs` will be counted.
 ///
 /// Its frames are sent to user space unless they have been. A stack that cannot be walked to its end yet is counted
 /// under an id of its own, which user space will know the stack of. Where `TOTALS` is full the stack is
 /// [`OVERFLOW_STACK`], whose entry the loader made.
 #[inline(always)]
-pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, size_bytes: u64, target: &Target) -> u64 {
+pub fn announce(
+    ctx: &ProbeContext,
+    pid_tgid: u64,
+    regs: Regs,
+    (size_bytes, allocator): (u64, u64),
+    target: &Target,
+) -> u64 {
     let tgid = (pid_tgid >> 32) as u32;
     let stack = Stack::new(regs, tgid, target);
     #[cfg(not(feature = "kernel-walk"))]
@@ -50,7 +47,7 @@ pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, size_bytes: u64, 
             id = UNLEARNED_STACK;
         }
     }
-    let key = key(tgid, &LiveBlock { size_bytes, stack: id });
+    let key = TotalsKey::of(tgid, &LiveBlock::new(size_bytes, allocator, id));
     let totals = match TOTALS.get_ptr_mut(key) {
         Some(totals) => totals,
         None => {
@@ -82,11 +79,11 @@ pub fn allocated(ctx: &impl EbpfContext, tgid: u32, address: u64, block: &LiveBl
     if block.stack == OVERFLOW_STACK {
         count(tgid, Counter::TotalsFull, 1);
     }
-    if let Some(totals) = TOTALS.get_ptr_mut(key(tgid, block)) {
+    if let Some(totals) = TOTALS.get_ptr_mut(TotalsKey::of(tgid, block)) {
         // SAFETY: aligned words of a map value.
         unsafe {
             add(&raw mut (*totals).alloc_objects, 1);
-            add(&raw mut (*totals).alloc_bytes, block.size_bytes);
+            add(&raw mut (*totals).alloc_bytes, block.size_bytes());
         }
     }
     let live = LiveKey { address, tgid: u64::from(tgid) };
@@ -111,11 +108,11 @@ pub fn allocated(ctx: &impl EbpfContext, tgid: u32, address: u64, block: &LiveBl
 /// Takes a block off the bytes in use.
 #[inline(always)]
 pub fn freed(tgid: u32, block: &LiveBlock) {
-    if let Some(totals) = TOTALS.get_ptr_mut(key(tgid, block)) {
+    if let Some(totals) = TOTALS.get_ptr_mut(TotalsKey::of(tgid, block)) {
         // SAFETY: aligned words of a map value.
         unsafe {
             add(&raw mut (*totals).freed_objects, 1);
-            add(&raw mut (*totals).freed_bytes, block.size_bytes);
+            add(&raw mut (*totals).freed_bytes, block.size_bytes());
         }
     }
 }
@@ -125,6 +122,6 @@ pub fn freed(tgid: u32, block: &LiveBlock) {
 #[inline(always)]
 pub fn count_untracked(tgid: u32, block: &LiveBlock) {
     count(tgid, Counter::LiveFullObjects, 1);
-    count(tgid, Counter::LiveFullBytes, block.size_bytes);
+    count(tgid, Counter::LiveFullBytes, block.size_bytes());
     freed(tgid, block);
 }

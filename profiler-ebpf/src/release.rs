@@ -18,19 +18,36 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
     };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
-    if regs.rdi == 0 || inflight::is_nested(&ctx, pid_tgid, regs, &target) {
+    if regs.rdi == 0 {
         return 0;
     }
+    // What a call that is under way frees for itself was never counted; but a handler that operator new calls may free what
+    // was.
+    let is_nested = inflight::is_nested(&ctx, pid_tgid, regs, &target);
     match take(tgid, regs.rdi) {
         Some(block) => record::freed(tgid, &block),
+        None if is_nested => {}
         None => count(tgid, Counter::UnknownFrees, 1),
     }
     0
 }
 
-/// Takes a block out of the live ones: of two threads that try, one succeeds.
+/// Entry of a function that frees every block of a heap, whichever they are.
+#[uprobe]
+pub fn destroy_enter(ctx: ProbeContext) -> u32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if entry::target(&ctx, tgid).is_some() {
+        count(tgid, Counter::DestroyedHeaps, 1);
+    }
+    0
+}
+
+/// Takes a block out of the live ones: of two threads that try, one succeeds. There is none at null.
 #[inline(always)]
 pub fn take(tgid: u32, address: u64) -> Option<LiveBlock> {
+    if address == 0 {
+        return None;
+    }
     let key = LiveKey { address, tgid: u64::from(tgid) };
     // SAFETY: copied before it is removed, after which the kernel may use its memory again.
     let block = unsafe { *LIVE.get_ptr(key)? };

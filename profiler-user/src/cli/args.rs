@@ -150,6 +150,10 @@ pub struct InspectArgs {
     /// The process to look at.
     #[arg(long, value_name = "PID")]
     pub pid: u32,
+
+    /// Where to look for names.
+    #[command(flatten)]
+    pub symbols: SymbolArgs,
 }
 
 /// Where to look for names; `DEBUGINFOD_URLS` names servers to ask as well.

@@ -2,14 +2,13 @@
 
 use std::io::{self, Write};
 
-use profiler_common::call::Shape;
-
 use super::{args::InspectArgs, error::CliError};
 use crate::profile::printable::Printable;
 use crate::target::{
     Process,
-    allocator::{self, Allocator, Findings},
+    allocator::{self, Allocator, Back, Findings},
     maps::AddressSpace,
+    separate::Places,
     site::Choice,
 };
 
@@ -18,7 +17,8 @@ pub(super) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CliErro
     let process = Process::open(args.pid)?;
     let mut space = AddressSpace::default();
     space.refresh(args.pid)?;
-    let findings = allocator::find(&space);
+    let mut findings = Findings::default();
+    allocator::find(&space, &Places::of(args.pid, args.symbols.debug_dirs.clone()), &mut findings);
     write(&process, &space, &findings, out).map_err(CliError::Stdout)
 }
 
@@ -48,14 +48,18 @@ fn write(
 
 fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
     let path = space.modules().get(allocator.module).map_or("?", |module| module.path.as_str());
-    writeln!(out, "\nallocator {} in {}", allocator.name, Printable(path))?;
+    writeln!(out, "\nallocator {} in {}", allocator.label(space), Printable(path))?;
     writeln!(
         out,
         "  {:<24} {:<12} {:>11} {:<22} why there",
         "function", "probes", "file offset", "on instruction"
     )?;
     for hook in &allocator.hooks {
-        let probes = if hook.shape == Shape::Free { "entry" } else { "entry+return" };
+        let probes = match &hook.back {
+            Back::Unseen => "entry".to_owned(),
+            Back::ReturnProbe => "entry+return".to_owned(),
+            Back::Rets(offsets) => format!("entry+{} ret", offsets.len()),
+        };
         let site = &hook.site;
         let place = match site.choice {
             Choice::LaterEmulated => format!("{} (+{})", site.instruction, site.into_function_bytes),
@@ -65,7 +69,7 @@ fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Wr
         writeln!(out, "  {names:<24} {probes:<12} {:>#11x} {place:<22} {}", site.offset, site.choice.text())?;
     }
     for (name, reason) in &allocator.unhooked {
-        writeln!(out, "  {name:<24} not probed: {reason}")?;
+        writeln!(out, "  {name:<24} {reason}")?;
     }
     Ok(())
 }

@@ -79,10 +79,10 @@ impl Session {
 
     /// What is probed, in a few words.
     pub(super) fn probed(&self) -> String {
-        let allocators = &self.recording.findings().allocators;
-        let functions: usize =
-            allocators.iter().flat_map(|allocator| &allocator.hooks).map(|hook| hook.names.len()).sum();
-        let names: Vec<_> = allocators.iter().map(|allocator| allocator.name).collect();
+        let probed = self.recording.probed();
+        let functions: usize = probed.iter().map(|(_, functions)| functions).sum();
+        let mut names: Vec<_> = probed.into_iter().map(|(name, _)| name).collect();
+        names.dedup();
         format!("{functions} functions of {}", names.join(" and "))
     }
 
@@ -90,7 +90,7 @@ impl Session {
     pub(super) fn warn_of_the_unprobed(&self) {
         for path in self.recording.unprobed() {
             say(&format!(
-                "{path} has a malloc of its own, which is not probed; only what it passes on to glibc is counted"
+                "{path} has a malloc of its own, which cannot be probed; only what it passes on to others is counted"
             ));
         }
     }
@@ -115,6 +115,7 @@ impl Session {
                 }
                 Some(notice) = notices.recv() => match notice {
                     Notice::Exec => return Ok(End::Exec),
+                    Notice::CodeAdded => self.attach_to_new(),
                     Notice::LeaderExit { seen } => {
                         if !self.follow_threads()? {
                             return Ok(End::Exited);
@@ -128,6 +129,22 @@ impl Session {
                         }
                     }
                 },
+            }
+        }
+    }
+
+    /// Attaches to allocators in what was mapped since.
+    fn attach_to_new(&self) {
+        match self.recording.attach_to_new() {
+            Ok(names) => {
+                for name in names {
+                    say(&format!("{name} was loaded; what it gives is counted from now on"));
+                }
+            }
+            Err(RecordError::Process(ProcessError::Gone { .. })) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "an allocator that was loaded is not probed");
             }
         }
     }

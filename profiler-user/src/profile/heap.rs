@@ -82,7 +82,7 @@ pub fn losses(heap: &RawHeap) -> Vec<String> {
     }
     for path in &heap.unprobed {
         losses.push(format!(
-            "loss: unprobed_allocator = 1: {path} has a malloc of its own; only what it passes on to glibc is counted"
+            "loss: unprobed_allocator = 1: {path} has a malloc of its own that cannot be probed; only what it passes on to others is counted"
         ));
     }
     if !heap.blind.is_zero() {
@@ -204,11 +204,15 @@ impl Writer<'_> {
             freed_bytes: clamp(freed_bytes),
         };
         let mean_bytes = alloc_bytes.checked_div(alloc_objects).unwrap_or_default();
-        let labels = [
+        let allocator =
+            entry.allocator.checked_sub(1).and_then(|place| self.heap.allocators.get(usize::from(place)));
+        let pid = self.heap.pid.to_string();
+        let mut labels = vec![
             Label::Number { key: "bytes", value: clamp(mean_bytes), unit: "bytes" },
-            Label::Text { key: "pid", value: &self.heap.pid.to_string() },
+            Label::Text { key: "pid", value: &pid },
             Label::Text { key: "comm", value: &self.heap.comm },
         ];
+        labels.extend(allocator.map(|value| Label::Text { key: "allocator", value }));
         self.builder.sample(stack, &count.values(), &labels)
     }
 }
@@ -248,7 +252,7 @@ mod tests {
         let freed_bytes = bytes / objects * freed;
         let totals =
             Totals { freed_objects: freed, freed_bytes, alloc_objects: objects, alloc_bytes: bytes, sent: 1 };
-        RawEntry { stack, totals }
+        RawEntry { stack, allocator: 1, totals }
     }
 
     fn comments(profile: &proto::Profile) -> Vec<&str> {

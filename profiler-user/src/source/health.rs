@@ -70,8 +70,11 @@ mod tests {
     #[test]
     fn allocations_are_counted_by_the_end_of_their_stacks() {
         let stack = |end| RawStack { frames: [RawFrame { address: 1, range: None }].into(), end };
-        let entry =
-            |stack, alloc_objects| RawEntry { stack, totals: Totals { alloc_objects, ..Totals::default() } };
+        let entry = |stack, alloc_objects| RawEntry {
+            stack,
+            allocator: 1,
+            totals: Totals { alloc_objects, ..Totals::default() },
+        };
         let heap = RawHeap {
             stacks: vec![stack(WalkEnd::Whole), stack(WalkEnd::NoCode), stack(WalkEnd::Cut)],
             entries: vec![

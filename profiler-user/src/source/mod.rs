@@ -38,6 +38,8 @@ pub struct RawHeap {
     pub space: AddressSpace,
     /// Files that have an allocator of their own, which was not probed.
     pub unprobed: Vec<String>,
+    /// What the allocators are called, in the order of their numbers, from 1 on.
+    pub allocators: Vec<String>,
     /// What was lost or guessed.
     pub counters: Counters,
 }
@@ -57,6 +59,7 @@ impl RawHeap {
             entries: Vec::new(),
             space: AddressSpace::default(),
             unprobed: Vec::new(),
+            allocators: vec!["glibc".to_owned()],
             counters: Counters::default(),
         }
     }
@@ -85,6 +88,8 @@ pub struct RawFrame {
 pub struct RawEntry {
     /// Where it was allocated.
     pub stack: StackRef,
+    /// The number of the allocator that they came from, from 1 on; 0 where that is not known.
+    pub allocator: u8,
     /// Allocated and freed.
     pub totals: Totals,
 }

@@ -38,15 +38,4 @@ pub(super) enum SymbolizeError {
     /// Its debug information refers to another file that is not to be trusted.
     #[error("debug information that refers to other files")]
     RefersElsewhere,
-    /// Its compressed symbol table cannot be unpacked.
-    #[error("unreadable mini debug information")]
-    Unpack(#[source] io::Error),
-    /// A part is larger than what is read.
-    #[error("`{name}` is larger than the {limit_bytes} bytes that are read")]
-    TooLarge {
-        /// The part.
-        name: &'static str,
-        /// What is read at most.
-        limit_bytes: u64,
-    },
 }

@@ -13,7 +13,6 @@ use object::{Object, ObjectSymbol, ReadRef};
 
 use super::{
     demangle::{READABLE_LIMIT_BYTES, demangle as readable},
-    mini,
     module::{Found, Sources},
     perf_map::{self, Told},
     symbols::{Search, Table},
@@ -24,6 +23,7 @@ use crate::{
         elf,
         image::{Cache, DebugLink, Image},
         maps::Module,
+        mini,
     },
 };
 

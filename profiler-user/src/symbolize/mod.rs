@@ -28,8 +28,6 @@ mod jit;
 
 mod line;
 
-mod mini;
-
 mod module;
 
 mod names;

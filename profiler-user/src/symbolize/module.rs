@@ -15,7 +15,6 @@ use super::{
     dwarf::{self, Answer},
     error::SymbolizeError,
     line::Line,
-    mini,
     reader::Reader,
     symbols::{Search, Table},
 };
@@ -23,6 +22,7 @@ use crate::target::{
     debug_file::DebugFile,
     image::{Cache, Image},
     maps::Module,
+    mini,
 };
 
 /// A mapped file and its debug file.

@@ -1,43 +1,37 @@
 //! Which allocators a process has, and where to probe them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs::File,
+    sync::LazyLock,
+};
 
+use object::ReadRef;
 use profiler_common::call::Shape;
 
 use super::{
-    elf::{self, ElfError, Function},
+    cfi::UnwindInfo,
+    elf::{self, Code, ElfError},
+    family::{self, FAMILIES, Family},
+    functions::{Function, Functions},
+    image::{Cache, Image},
     maps::{AddressSpace, Content, Module},
+    mini,
+    returns::{self, Destination, Part},
+    separate::Places,
     site::{self, Site},
 };
-
-/// The functions of glibc's allocator, with their shapes.
-const GLIBC: [(&str, Shape); 11] = [
-    ("malloc", Shape::Size),
-    ("calloc", Shape::CountSize),
-    ("realloc", Shape::Resize),
-    ("reallocarray", Shape::ResizeCount),
-    ("posix_memalign", Shape::OutAlignSize),
-    ("aligned_alloc", Shape::AlignSize),
-    ("memalign", Shape::AlignSize),
-    ("valloc", Shape::Size),
-    ("pvalloc", Shape::Size),
-    ("free", Shape::Free),
-    ("cfree", Shape::Free),
-];
-
-/// A function that only glibc has; it tells glibc from whatever else exports `malloc`.
-const GLIBC_MARK: &str = "gnu_get_libc_version";
 
 /// An allocator in a mapped file.
 #[derive(Clone, Debug)]
 pub struct Allocator {
-    /// What it is.
-    pub name: &'static str,
+    /// What kind it is.
+    pub family: &'static Family,
     /// The file, by its place in [`AddressSpace::modules`].
     pub module: usize,
     /// The functions to probe.
     pub hooks: Vec<Hook>,
-    /// Functions that cannot be probed, with the reason.
+    /// Functions that cannot be probed, or not wholly, with the reason.
     pub unhooked: Vec<(String, String)>,
 }
 
@@ -50,9 +44,22 @@ pub struct Hook {
     pub shape: Shape,
     /// Where the probe goes.
     pub site: Site,
+    /// How it is seen to come back.
+    pub back: Back,
 }
 
-/// What was found in a mapped file that is not an allocator we know.
+/// How a function is seen to come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// Not at all: it gives nothing.
+    Unseen,
+    /// By a return probe, as it throws nothing.
+    ReturnProbe,
+    /// By probes on these `ret` instructions, offsets in the file, as it may throw.
+    Rets(BTreeSet<u64>),
+}
+
+/// What was found in a mapped file that is not probed.
 #[derive(Debug)]
 pub struct Passed {
     /// The file, by its place in [`AddressSpace::modules`].
@@ -66,8 +73,10 @@ pub struct Passed {
 pub enum Verdict {
     /// It has no allocator.
     NoAllocator,
-    /// It exports `malloc` but is not an allocator that we know.
-    UnknownAllocator,
+    /// It has no symbols that could tell, and is the only file that the process runs.
+    Stripped,
+    /// It has an allocator none of whose functions can be probed.
+    Unprobed(Vec<(String, String)>),
     /// The file behind the mapping could not be opened.
     Unopened,
     /// The file could not be read.
@@ -78,8 +87,16 @@ impl Verdict {
     /// The verdict in words.
     pub fn text(&self) -> String {
         match self {
-            Self::NoAllocator => "exports no malloc".to_owned(),
-            Self::UnknownAllocator => "exports malloc, but is not an allocator that heaptap knows".to_owned(),
+            Self::NoAllocator => "has no malloc".to_owned(),
+            Self::Stripped => {
+                "is static and stripped, so that its malloc cannot be found; an unstripped copy (--symbols \
+                               FILE) or its debug package would tell"
+                    .to_owned()
+            }
+            Self::Unprobed(functions) => {
+                let first = functions.first().map(|(name, reason)| format!(": {name} {reason}"));
+                format!("has a malloc of its own that cannot be probed{}", first.unwrap_or_default())
+            }
             Self::Unopened => "could not be opened".to_owned(),
             Self::Unreadable(error) => format!("could not be read: {error}"),
         }
@@ -96,94 +113,387 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// The files that export `malloc` but are not allocators that we know.
+    /// The files that have a `malloc` which is not probed.
     pub fn unprobed(&self, space: &AddressSpace) -> Vec<String> {
         self.passed
             .iter()
-            .filter(|passed| matches!(passed.verdict, Verdict::UnknownAllocator))
+            .filter(|passed| matches!(passed.verdict, Verdict::Unprobed(_)))
             .filter_map(|passed| space.modules().get(passed.module))
             .map(|module| module.path.clone())
             .collect()
     }
+
+    /// The names of the allocators, in the order in which they were found: what a label says.
+    pub fn labels(&self, space: &AddressSpace) -> Vec<String> {
+        self.allocators.iter().map(|allocator| allocator.label(space)).collect()
+    }
+
+    /// The allocators with their numbers, from 1 on; all that come after the 255th have that number.
+    pub fn numbered(&self) -> impl Iterator<Item = (u8, &Allocator)> {
+        let numbers = (1..=u8::MAX).chain(std::iter::repeat(u8::MAX));
+        numbers.zip(&self.allocators)
+    }
+
+    /// Whether a file was looked at.
+    fn knows(&self, module: usize) -> bool {
+        self.allocators.iter().any(|allocator| allocator.module == module)
+            || self.passed.iter().any(|passed| passed.module == module)
+    }
 }
 
-/// Looks for allocators in every file that is mapped executable.
-pub fn find(space: &AddressSpace) -> Findings {
-    let mut findings = Findings::default();
-    let mut seen = BTreeSet::new();
+impl Allocator {
+    /// Its name, for people: that of its kind, or of its file where nothing else is known.
+    pub fn label(&self, space: &AddressSpace) -> String {
+        if self.family.has_marks() {
+            return self.family.name.to_owned();
+        }
+        let path = space.modules().get(self.module).map_or("?", |module| module.path.as_str());
+        format!("malloc of {}", path.rsplit('/').next().unwrap_or(path))
+    }
+}
+
+/// Looks for allocators in every file that is mapped executable and was not looked at before.
+pub fn find(space: &AddressSpace, places: &Places, findings: &mut Findings) {
+    let mut files = Vec::new();
     for range in space.current() {
         let Content::Module(index) = range.content else { continue };
-        if !seen.insert(index) {
-            continue;
-        }
         // The vDSO, which is in no file, has none.
         let Some(module) = space.modules().get(index).filter(|module| module.inode.is_some()) else {
             continue;
         };
-        match examine(index, module) {
-            Ok(allocator) => findings.allocators.push(allocator),
+        if !files.contains(&index) {
+            files.push(index);
+        }
+        if findings.knows(index) {
+            continue;
+        }
+        match examine(index, module, places) {
+            Ok(allocators) => findings.allocators.extend(allocators),
             Err(verdict) => findings.passed.push(Passed { module: index, verdict }),
         }
     }
-    findings
+    // A process of one file has its allocator in there, or none.
+    if let ([only], [passed], []) = (&*files, &mut *findings.passed, &*findings.allocators)
+        && passed.module == *only
+        && matches!(passed.verdict, Verdict::NoAllocator)
+    {
+        passed.verdict = Verdict::Stripped;
+    }
 }
 
-pub(super) fn examine(index: usize, module: &Module) -> Result<Allocator, Verdict> {
+/// Every name that is looked for.
+static WANTED: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let functions = FAMILIES.iter().chain([&family::OTHER]).flat_map(Family::functions);
+    functions.map(|(name, _)| name).collect()
+});
+
+static MARKS: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| FAMILIES.iter().flat_map(|family| family.marks).copied().collect());
+
+/// The allocators in a file, at least one.
+pub(super) fn examine(index: usize, module: &Module, places: &Places) -> Result<Vec<Allocator>, Verdict> {
     let file = module.file.as_deref().ok_or(Verdict::Unopened)?;
-    let names: Vec<&str> = GLIBC.iter().map(|(name, _)| *name).chain([GLIBC_MARK]).collect();
-    let functions = elf::exported(file, &names).map_err(Verdict::Unreadable)?;
-    let has = |name: &str| functions.iter().find(|function| function.name == name);
-    let Some(malloc) = has("malloc") else { return Err(Verdict::NoAllocator) };
-    if has(GLIBC_MARK).is_none() {
-        return Err(Verdict::UnknownAllocator);
+    let mut functions = Functions::of_file(file, &WANTED, &MARKS).map_err(Verdict::Unreadable)?;
+    if families(&functions).next().is_none() {
+        look_elsewhere(&mut functions, module, file, places);
     }
-    let code = elf::code_around(file, malloc.offset).map_err(Verdict::Unreadable)?;
-    let targets = code.as_ref().map(site::branch_targets).unwrap_or_default();
-    let mut hooks: Vec<Hook> = Vec::new();
-    let mut unhooked = Vec::new();
-    for (name, shape) in GLIBC {
-        let found: Vec<&Function> = functions.iter().filter(|function| function.name == name).collect();
-        if found.is_empty() {
-            unhooked.push((name.to_owned(), "this file does not have it".to_owned()));
+    let mut text = Text::new(file);
+    let mut taken = BTreeSet::new();
+    let mut allocators = Vec::new();
+    let mut unprobed = Vec::new();
+    for family in families(&functions) {
+        let (hooks, unhooked) = hooks(family, &functions, &mut text, &mut taken);
+        if hooks.is_empty() {
+            unprobed.extend(unhooked);
+        } else {
+            allocators.push(Allocator { family, module: index, hooks, unhooked });
         }
-        for function in found {
-            let site = code.as_ref().and_then(|code| site::choose(code, function.offset, &targets));
-            let Some(site) = site else {
-                unhooked.push((name.to_owned(), "no code where its symbol points".to_owned()));
-                continue;
-            };
-            let alias = hooks.iter_mut().find(|hook| hook.site.offset == site.offset);
-            match alias {
-                Some(hook) if hook.names.iter().any(|known| known == name) => {}
-                Some(hook) if hook.shape == shape => hook.names.push(name.to_owned()),
-                Some(hook) => {
-                    unhooked
-                        .push((name.to_owned(), format!("shares its code with {}", hook.names.join(", "))));
+    }
+    if !allocators.is_empty() {
+        return Ok(allocators);
+    }
+    Err(if unprobed.is_empty() { Verdict::NoAllocator } else { Verdict::Unprobed(unprobed) })
+}
+
+/// The kinds of allocators that the functions are of.
+fn families(functions: &Functions) -> impl Iterator<Item = &'static Family> {
+    let known = FAMILIES.iter().filter(|family| {
+        family.marks.iter().any(|mark| functions.has_mark(mark))
+            && family.functions().any(|(name, _)| functions.get(&name).next().is_some())
+    });
+    // Others may have functions of their own by these names; one that all are to use is an allocator.
+    let is_public = |name| functions.get(name).any(|function| !function.is_local);
+    let known: Vec<&Family> = known.collect();
+    let is_other =
+        !known.iter().any(|family| family.has_standard) && is_public("malloc") && is_public("free");
+    known.into_iter().chain(is_other.then_some(&family::OTHER))
+}
+
+/// Looks into the tables that were split off or packed.
+fn look_elsewhere(functions: &mut Functions, module: &Module, file: &File, places: &Places) {
+    let cache = Cache::new(file);
+    let Ok(image) = Image::parse(&cache) else { return };
+    match mini::unpack(&image) {
+        Ok(Some(bytes)) => look_into(functions, bytes.as_slice()),
+        Ok(None) => {}
+        Err(error) => tracing::debug!(file = module.path, %error, "mini debug information not read"),
+    }
+    if let Some(separate) = places.find(module, &image) {
+        look_into(functions, &Cache::new(&separate));
+    }
+}
+
+fn look_into<'data, R: ReadRef<'data>>(functions: &mut Functions, data: R) {
+    if let Ok(image) = Image::parse(data) {
+        functions.look_through(&image, &WANTED, &MARKS);
+    }
+}
+
+/// What a file says of its code.
+struct Text<'file> {
+    file: &'file File,
+    /// The sections looked at so far, with where jumps in them lead.
+    sections: Vec<(Code, BTreeSet<u64>)>,
+    unwind: Option<UnwindInfo>,
+    /// What the loader writes where, as addresses, once that was asked for.
+    slots: Option<HashMap<u64, u64>>,
+}
+
+/// `endbr64; bnd jmp [rip+…]`
+const STUB_BYTES: usize = 11;
+
+impl<'file> Text<'file> {
+    fn new(file: &'file File) -> Self {
+        Self { file, sections: Vec::new(), unwind: UnwindInfo::load(file).ok().flatten(), slots: None }
+    }
+
+    /// Where a jump to an offset leads: to itself, or, where that is a stub for a function of this file, to that function.
+    fn behind_stub(&mut self, offset: u64, functions: &Functions) -> Option<u64> {
+        let code = elf::read_at(self.file, offset, STUB_BYTES).ok();
+        let slot = code.and_then(|code| returns::stub_slot(&code, functions.address_at(offset)?));
+        let Some(slot) = slot else { return Some(offset) };
+        let slots = self.slots.get_or_insert_with(|| elf::imports_of_own(self.file).unwrap_or_default());
+        functions.offset_of(*slots.get(&slot)?)
+    }
+
+    fn section(&mut self, offset: u64) -> Option<&(Code, BTreeSet<u64>)> {
+        let holds = |code: &Code| {
+            offset.checked_sub(code.offset).is_some_and(|inside| inside < code.bytes.len() as u64)
+        };
+        let place = match self.sections.iter().position(|(code, _)| holds(code)) {
+            Some(place) => place,
+            None => {
+                let code = elf::code_around(self.file, offset).ok().flatten()?;
+                let targets = site::branch_targets(&code);
+                self.sections.push((code, targets));
+                self.sections.len() - 1
+            }
+        };
+        self.sections.get(place)
+    }
+}
+
+type Unhooked = Vec<(String, String)>;
+
+/// The functions of a family that can be probed, and those that cannot. The places of the first are `taken`.
+fn hooks(
+    family: &Family,
+    functions: &Functions,
+    text: &mut Text<'_>,
+    taken: &mut BTreeSet<u64>,
+) -> (Vec<Hook>, Unhooked) {
+    let mut found: Vec<(String, Shape, Place)> = Vec::new();
+    let mut hooks: Vec<(u64, Hook)> = Vec::new();
+    let mut unhooked = Vec::new();
+    for (name, shape) in family.functions() {
+        for function in chosen(functions, &name) {
+            let place = match place(function, functions, text) {
+                Ok(place) => place,
+                Err(reason) => {
+                    unhooked.push((name.clone(), reason));
+                    continue;
                 }
-                None => hooks.push(Hook { names: vec![name.to_owned()], shape, site }),
+            };
+            if !taken.contains(&place.offset) {
+                found.push((name.clone(), shape, place));
             }
         }
     }
-    Ok(Allocator { name: "glibc", module: index, hooks, unhooked })
+    let places: HashMap<u64, (Shape, Place)> =
+        found.iter().map(|(_, shape, place)| (place.offset, (*shape, place.clone()))).collect();
+    for (name, shape, mut place) in found {
+        // What only jumps to another one of the same kind is that one by another name.
+        for _ in 0..JUMPS_LIMIT {
+            let next =
+                place.leads_to.and_then(|offset| places.get(&offset)).filter(|(next, _)| *next == shape);
+            let Some((_, next)) = next else { break };
+            place = next.clone();
+        }
+        let Place { offset, site, .. } = place;
+        match hooks.iter_mut().find(|(_, hook)| hook.site.offset == site.offset) {
+            Some((_, hook)) if hook.names.contains(&name) => {}
+            Some((_, hook)) if hook.shape == shape => hook.names.push(name),
+            Some((_, hook)) => {
+                unhooked.push((name, format!("shares its code with {}", hook.names.join(", "))));
+            }
+            None => hooks.push((offset, Hook { names: vec![name], shape, site, back: Back::Unseen })),
+        }
+    }
+    taken.extend(hooks.iter().map(|(offset, _)| *offset));
+    let entries: BTreeSet<u64> = hooks.iter().map(|(offset, _)| *offset).collect();
+    for (offset, hook) in &mut hooks {
+        if hook.shape.convention().is_none() {
+            continue;
+        }
+        hook.back = Back::ReturnProbe;
+        if hook.names.iter().any(|name| family::may_throw(name)) {
+            let found = rets(*offset, functions, text, &entries);
+            if !found.unfollowed.is_empty() {
+                let reason = "is not always seen to come back: it jumps to code whose end is not known";
+                unhooked.push((hook.names.join(", "), reason.to_owned()));
+            }
+            hook.back = Back::Rets(found.offsets);
+        }
+    }
+    (hooks.into_iter().map(|(_, hook)| hook).collect(), unhooked)
+}
+
+/// Which of the functions that have a name are meant: those for all to use, else the only one.
+fn chosen<'found>(functions: &'found Functions, name: &str) -> Vec<&'found Function> {
+    let public: Vec<_> = functions.get(name).filter(|function| !function.is_local).collect();
+    if !public.is_empty() {
+        return public;
+    }
+    let mut local: Vec<_> = functions.get(name).collect();
+    local.dedup_by_key(|function| function.address);
+    if local.len() == 1 { local } else { Vec::new() }
+}
+
+/// A function in the file.
+#[derive(Clone)]
+struct Place {
+    /// Where it begins.
+    offset: u64,
+    /// Where the probe goes.
+    site: Site,
+    /// Where its first instruction leads, if that is a jump.
+    leads_to: Option<u64>,
+}
+
+/// Names for the same function, each of which jumps to the next, but not any number of them.
+const JUMPS_LIMIT: usize = 4;
+
+/// Where the function is in the file, and where in it the probe goes; or why there is none.
+///
+/// A symbol may say anything, and a probe in the middle of an instruction would break the program.
+fn place(function: &Function, functions: &Functions, text: &mut Text<'_>) -> Result<Place, String> {
+    let address = function.address;
+    if function.is_chosen_at_load {
+        return Err("is one of several that the loader chose from (IFUNC)".to_owned());
+    }
+    if let Some(holder) = functions.holder(address) {
+        return Err(format!("points into {holder}"));
+    }
+    let described = text.unwind.as_ref().and_then(|unwind| unwind.function_at(address));
+    if described.is_some_and(|described| described.start != address) {
+        return Err("points into the middle of a function".to_owned());
+    }
+    let place = functions.offset_of(address).and_then(|offset| {
+        let (code, targets) = text.section(offset)?;
+        let site = site::choose(code, offset, targets)?;
+        let leads_to = site::first_jump(code, offset).and_then(|to| text.behind_stub(to, functions));
+        Some(Place { offset, site, leads_to })
+    });
+    place.ok_or_else(|| "has no code where its symbol points".to_owned())
+}
+
+/// Where a function comes back, by what is known of where functions end.
+fn rets(
+    offset: u64,
+    functions: &Functions,
+    text: &mut Text<'_>,
+    entries: &BTreeSet<u64>,
+) -> returns::Returns {
+    returns::find(offset, |to, most_bytes| {
+        let to = if to == offset { to } else { text.behind_stub(to, functions)? };
+        if to != offset && entries.contains(&to) {
+            return Some(Destination::Probed);
+        }
+        let described = text.unwind.as_ref()?.function_at(functions.address_at(to)?)?;
+        let start = functions.offset_of(described.start)?;
+        let size_bytes = described.end.checked_sub(described.start).filter(|size| *size <= most_bytes)?;
+        let bytes = elf::read_at(text.file, start, usize::try_from(size_bytes).ok()?).ok()?;
+        Some(Destination::Part(Part { range: start..start.checked_add(size_bytes)?, bytes }))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn names(allocator: &Allocator) -> Vec<&str> {
+        allocator.hooks.iter().flat_map(|hook| &hook.names).map(String::as_str).collect()
+    }
+
+    fn library(path: &str) -> Allocator {
+        let file = File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let module = Module::held(path.to_owned(), file);
+        let mut found =
+            examine(0, &module, &Places::default()).unwrap_or_else(|verdict| panic!("{path}: {verdict:?}"));
+        assert_eq!(found.len(), 1, "{path}: {found:?}");
+        found.remove(0)
+    }
+
     #[test]
     fn our_own_glibc_is_found_whole() {
         let mut space = AddressSpace::default();
         space.refresh(std::process::id()).unwrap();
-        let findings = find(&space);
+        let mut findings = Findings::default();
+        find(&space, &Places::default(), &mut findings);
         let [glibc] = findings.allocators.as_slice() else { panic!("{findings:?}") };
-        let hooked: Vec<_> = glibc.hooks.iter().flat_map(|hook| &hook.names).collect();
-        for (name, _) in GLIBC {
-            assert!(hooked.iter().any(|hooked| *hooked == name), "{name} in {glibc:?}");
+        assert_eq!(glibc.label(&space), "glibc");
+        for name in [
+            "malloc",
+            "calloc",
+            "realloc",
+            "reallocarray",
+            "posix_memalign",
+            "aligned_alloc",
+            "memalign",
+            "valloc",
+            "pvalloc",
+            "free",
+            "cfree",
+        ] {
+            assert!(names(glibc).contains(&name), "{name} in {glibc:?}");
         }
         assert!(
             findings.passed.iter().all(|passed| matches!(passed.verdict, Verdict::NoAllocator)),
             "{findings:?}"
         );
+    }
+
+    #[test]
+    fn debians_allocators_are_found_with_all_their_operators() {
+        for (path, family, own) in [
+            ("/lib/x86_64-linux-gnu/libjemalloc.so.2", "jemalloc", "xallocx"),
+            ("/lib/x86_64-linux-gnu/libtcmalloc.so.4", "tcmalloc", "tc_newarray_aligned"),
+            ("/lib/x86_64-linux-gnu/libmimalloc.so.2", "mimalloc", "mi_heap_recalloc"),
+        ] {
+            let allocator = library(path);
+            assert_eq!(allocator.family.name, family);
+            assert!(allocator.unhooked.is_empty(), "{path}: {:?}", allocator.unhooked);
+            let names = names(&allocator);
+            for name in ["malloc", "free", "_ZnwmSt11align_val_tRKSt9nothrow_t", "_ZdaPvm", own] {
+                assert!(names.contains(&name), "{name} in {names:?}");
+            }
+            for hook in &allocator.hooks {
+                let throws = hook.names.iter().any(|name| family::may_throw(name));
+                match &hook.back {
+                    Back::Rets(offsets) => assert!(throws && !offsets.is_empty(), "{hook:?}"),
+                    Back::ReturnProbe | Back::Unseen => assert!(!throws, "{hook:?}"),
+                }
+            }
+        }
     }
 }

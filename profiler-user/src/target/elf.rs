@@ -2,15 +2,16 @@
 //!
 //! The file belongs to the target and is read by a root process: every read is bounded and checked.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
 
 use object::{
-    Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionKind, SymbolKind,
-    read::elf::ElfFile64,
+    Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, RelocationTarget, SectionKind,
+    SymbolKind, read::elf::ElfFile64,
 };
 
 use super::{
     bounded::{BoundedFile, PART_LIMIT_BYTES},
+    image::Image,
     segments::Segments,
 };
 
@@ -64,6 +65,9 @@ pub struct Code {
 
 /// A name may stand in a table several times, in different versions, but not so often.
 const SAME_NAME_LIMIT: usize = 16;
+
+/// Relocations that are looked at. Chromium has a million.
+const RELOCATIONS_LIMIT: usize = 4 << 20;
 
 type Reader<'data> = ElfFile64<'data, Endianness, &'data BoundedFile<'data>>;
 
@@ -120,6 +124,28 @@ pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
     let file = BoundedFile::new(file);
     let elf = parse(&file)?;
     Ok(segments(&elf).address_at(offset))
+}
+
+/// Where the loader writes the addresses of functions that the file itself defines for others to use, with those: addresses
+/// as the file states them. Another file may have been given the preference.
+pub fn imports_of_own(file: &File) -> Result<HashMap<u64, u64>, ElfError> {
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
+    let symbols = elf.dynamic_symbol_table();
+    let relocations = elf.dynamic_relocations().into_iter().flatten().take(RELOCATIONS_LIMIT);
+    let own = |target| {
+        let RelocationTarget::Symbol(index) = target else { return None };
+        let symbol = symbols.as_ref()?.symbol_by_index(index).ok()?;
+        (symbol.is_definition() && symbol.kind() == SymbolKind::Text).then(|| symbol.address())
+    };
+    Ok(relocations.filter_map(|(slot, relocation)| Some((slot, own(relocation.target())?))).collect())
+}
+
+/// The file as an ELF image.
+pub(super) fn image<'data>(
+    file: &'data BoundedFile<'data>,
+) -> Result<Image<'data, &'data BoundedFile<'data>>, ElfError> {
+    Image::parse(file).map_err(|error| why(file, error))
 }
 
 fn segments(elf: &Reader<'_>) -> Segments {

@@ -8,6 +8,7 @@ use super::{
     layout::Place,
     mapping::read,
     maps::{AddressSpace, Module, Range},
+    separate::Places,
     site::{Choice, branch_targets, choose},
 };
 use crate::fuzzing::Input;
@@ -27,7 +28,8 @@ pub(crate) fn elf(file: &File) {
     let address = elf::exported_address(file, "malloc").ok().flatten();
     let has_malloc = functions.iter().any(|function| function.name == "malloc");
     assert!(address.is_some() || !has_malloc, "{functions:?}");
-    check_allocator(file, has_malloc);
+    let has_free = functions.iter().any(|function| function.name == "free");
+    check_allocator(file, has_malloc && has_free);
 }
 
 fn check_function(file: &File, function: &Function) {
@@ -52,16 +54,17 @@ fn check_function(file: &File, function: &Function) {
     }
 }
 
-fn check_allocator(file: &File, has_malloc: bool) {
+fn check_allocator(file: &File, has_allocator: bool) {
     let module = Module::held("/lib/libc.so.6".to_owned(), file.try_clone().expect("a descriptor"));
-    match allocator::examine(0, &module) {
-        Ok(allocator) => {
-            assert!(has_malloc, "{allocator:?}");
-            for Hook { names, .. } in &allocator.hooks {
-                assert!(!names.is_empty(), "{allocator:?}");
+    match allocator::examine(0, &module, &Places::default()) {
+        Ok(allocators) => {
+            let hooks: Vec<_> = allocators.iter().flat_map(|allocator| &allocator.hooks).collect();
+            assert!(!hooks.is_empty(), "{allocators:?}");
+            for Hook { names, .. } in hooks {
+                assert!(!names.is_empty(), "{allocators:?}");
             }
         }
-        Err(Verdict::NoAllocator) => assert!(!has_malloc, "malloc is overlooked"),
+        Err(Verdict::NoAllocator) => assert!(!has_allocator, "malloc is overlooked"),
         Err(_) => {}
     }
 }

@@ -29,13 +29,23 @@ pub mod elf;
 
 pub(crate) mod image;
 
+pub(crate) mod mini;
+
 pub(crate) mod debug_file;
 
 pub mod cfi;
 
 pub mod rows;
 
+pub mod separate;
+
+pub mod functions;
+
 pub mod site;
+
+pub mod returns;
+
+pub mod family;
 
 pub mod allocator;
 

@@ -1,11 +1,6 @@
 //! How to go on from any pc of a process: by what its file says, by frame pointer, or not at all.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::PathBuf};
 
 use profiler_common::{
     target::is_hijacked,
@@ -14,18 +9,15 @@ use profiler_common::{
 
 use super::{
     cfi::{self, CfiError, UnwindInfo},
-    debug_file::Finder,
     image::{Cache, Image},
     maps::{AddressSpace, Content, Module, Range},
-    root::Root,
+    separate::Places,
 };
 
 /// Rows for the pcs of one process, with the unwind information of the files seen so far.
 pub struct RowSource {
     pid: u32,
-    debug_dirs: Vec<PathBuf>,
-    /// The process's root directory, kept for when it has ended.
-    root: Option<Root>,
+    places: Places,
     files: HashMap<usize, FileRows>,
     /// How much memory may still be taken for unwind information.
     left_bytes: usize,
@@ -49,8 +41,7 @@ const INFO_LIMIT_BYTES: usize = 1 << 30;
 impl RowSource {
     /// Rows of the process `pid`. Debug files are looked for in `debug_dirs` and where they usually are.
     pub fn new(pid: u32, debug_dirs: Vec<PathBuf>) -> Self {
-        let root = Root::of(pid).ok();
-        Self { pid, debug_dirs, root, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
+        Self { pid, places: Places::of(pid, debug_dirs), files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
     }
 
     /// Reads the unwind information of every file that is mapped now.
@@ -92,9 +83,7 @@ impl RowSource {
     fn find_separate(&self, module: &Module, file: &File) -> Option<File> {
         let cache = Cache::new(file);
         let image = Image::parse(&cache).ok()?;
-        let ours = Root::at(Path::new("/")).ok();
-        let finder = Finder::new(&self.debug_dirs, ours.as_ref(), self.root.as_ref()).promptly();
-        finder.find(module, &image).map(|debug| debug.file)
+        self.places.find(module, &image)
     }
 
     /// What was read, as far as there is room for it.
@@ -205,10 +194,10 @@ fn is_signal_return(file: &File, offset: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
     use super::*;
-    use crate::symbolize::fixture::Guest;
+    use crate::{symbolize::fixture::Guest, target::root::Root};
 
     /// No `.eh_frame`, and a base address other than 0.
     fn guest(options: &[&str]) -> Guest {
@@ -220,7 +209,7 @@ mod tests {
     /// The row at a function, with what is found beside the file in these directories.
     fn row(guest: &Guest, function: &str, debug_dirs: &[&Path]) -> Row {
         let mut source = RowSource::new(u32::MAX, debug_dirs.iter().map(|path| path.to_path_buf()).collect());
-        source.root = Root::at(guest.root.path()).ok();
+        source.places.in_root(Root::at(guest.root.path()).ok());
         let module = guest.module();
         let (offset, _) = guest.place(function, 1);
         let range = Range { start: 0x7000_0000, end: 0x7100_0000, offset: 0, content: Content::Module(0) };

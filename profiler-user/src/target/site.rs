@@ -68,6 +68,17 @@ pub fn branch_targets(code: &Code) -> BTreeSet<u64> {
     targets
 }
 
+/// Where the function that starts at `offset` jumps at once, if it does nothing else.
+pub fn first_jump(code: &Code, offset: u64) -> Option<u64> {
+    let start = usize::try_from(offset.checked_sub(code.offset)?).ok()?;
+    let mut decoder = Decoder::with_ip(64, code.bytes.get(start..)?, offset, DecoderOptions::NONE);
+    let mut first = decoder.decode();
+    if first.code() == Opcode::Endbr64 {
+        first = decoder.decode();
+    }
+    first.is_jmp_short_or_near().then(|| first.near_branch64())
+}
+
 /// The best site in the function that starts at `offset`; `None` where there is no code.
 ///
 /// A site behind the entry is safe when it is reached in a straight line, when nothing before it changes an

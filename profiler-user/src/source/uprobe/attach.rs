@@ -11,7 +11,7 @@ use profiler_common::call::Shape;
 
 use super::kernel::{Kernel, KernelError, refused};
 use crate::target::{
-    allocator::{Allocator, Hook},
+    allocator::{Allocator, Back, Hook},
     loader,
     maps::{AddressSpace, Module},
 };
@@ -55,30 +55,51 @@ impl AttachError {
 #[derive(Default)]
 pub(super) struct Probes(Vec<UProbeLink>);
 
-/// Attaches to every function of the allocators found in `space`, for the process that `thread` belongs to.
+impl Probes {
+    /// Adds others.
+    pub(super) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+}
+
+/// Attaches to every function of these allocators, each with its number, which were found in `space`, for the process that `thread` belongs to.
 ///
 /// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter.
-pub(super) fn attach(
+pub(super) fn attach<'found>(
     kernel: &Kernel,
-    allocators: &[Allocator],
+    allocators: impl Iterator<Item = (u8, &'found Allocator)>,
     space: &AddressSpace,
     thread: NonZeroU32,
 ) -> Result<Probes, AttachError> {
     let mut programs = kernel.programs();
     let mut probes = Probes::default();
     let scope = UProbeScope::OneProcess(thread);
-    for allocator in allocators {
+    for (number, allocator) in allocators {
         // An allocator was found by reading this file, so that it is held.
         let Some(module) = space.modules().get(allocator.module) else { continue };
         for hook in &allocator.hooks {
-            if hook.shape == Shape::Free {
-                probes.0.push(probe(programs.uprobe("free_enter")?, module, hook, scope)?);
-            } else {
-                // No call is entered whose return would go unseen. C functions do not throw, so that a hijacked
-                // return address is safe here.
-                probes.0.push(probe(programs.uprobe("alloc_return")?, module, hook, scope)?);
-                probes.0.push(probe(programs.uprobe("alloc_enter")?, module, hook, scope)?);
+            let Some(convention) = hook.shape.convention() else {
+                let name = if hook.shape == Shape::Destroy { "destroy_enter" } else { "free_enter" };
+                probes.0.push(probe(programs.uprobe(name)?, module, hook, hook.site.offset, 0, scope)?);
+                continue;
+            };
+            let mut cookie = convention.of_allocator(number);
+            match &hook.back {
+                Back::Rets(offsets) => {
+                    cookie = cookie.by_ret();
+                    for &offset in offsets {
+                        let program = programs.uprobe("alloc_ret")?;
+                        probes.0.push(probe(program, module, hook, offset, 0, scope)?);
+                    }
+                }
+                // Such functions do not throw, so that a hijacked return address is safe here.
+                Back::ReturnProbe | Back::Unseen => {
+                    let program = programs.uprobe("alloc_return")?;
+                    probes.0.push(probe(program, module, hook, hook.site.offset, 0, scope)?);
+                }
             }
+            let program = programs.uprobe("alloc_enter")?;
+            probes.0.push(probe(program, module, hook, hook.site.offset, cookie.cookie(), scope)?);
         }
     }
     Ok(probes)
@@ -127,17 +148,17 @@ fn probe(
     program: &mut UProbe,
     module: &Module,
     hook: &Hook,
+    offset: u64,
+    cookie: u64,
     scope: UProbeScope,
 ) -> Result<UProbeLink, AttachError> {
-    let point = UProbeAttachPoint {
-        location: UProbeAttachLocation::AbsoluteOffset(hook.site.offset),
-        cookie: Some(hook.shape.cookie()),
-    };
+    let point =
+        UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(offset), cookie: Some(cookie) };
     let path = module.held_path().unwrap_or_else(|| PathBuf::from(&module.path));
     program.attach(point, path, scope).and_then(|link| program.take_link(link)).map_err(|source| {
         AttachError::Probe {
             function: hook.names.join(", "),
-            offset: hook.site.offset,
+            offset,
             path: module.path.clone(),
             source: Box::new(source),
         }

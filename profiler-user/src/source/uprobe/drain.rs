@@ -30,6 +30,8 @@ use super::{
 pub enum Notice {
     /// It replaced its program; counting has stopped.
     Exec,
+    /// Its loader has mapped something, which may have an allocator.
+    CodeAdded,
     /// Its first thread has ended; others may go on.
     LeaderExit {
         /// When this was learned.
@@ -235,7 +237,10 @@ impl<F: FnMut(Notice)> Worker<F> {
                     Some(Record::Chunk { stack, copy, is_last }) => {
                         self.learner.extend(stack, copy, is_last, stacks);
                     }
-                    Some(Record::CodeAdded) => self.learner.look_around(stacks),
+                    Some(Record::CodeAdded) => {
+                        self.learner.look_around(stacks);
+                        (self.on_notice)(Notice::CodeAdded);
+                    }
                     Some(Record::CodeChange) => self.learner.forget(stacks),
                     Some(Record::Notice(notice)) => (self.on_notice)(notice),
                     None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),

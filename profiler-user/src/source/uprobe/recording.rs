@@ -31,6 +31,7 @@ use crate::{
         maps::AddressSpace,
         process::{ProcessError, live_threads},
         rows::RowSource,
+        separate::Places,
     },
 };
 
@@ -83,7 +84,11 @@ pub struct Vitals {
 /// A recording that is under way. Dropping it detaches.
 pub struct Recording {
     process: Process,
-    findings: Findings,
+    findings: Mutex<Findings>,
+    /// What to call each allocator.
+    labels: Mutex<Vec<String>>,
+    /// Where debug files are.
+    places: Places,
     probes: Mutex<Probes>,
     /// The thread that takes them out at the end.
     detaching: Mutex<Option<JoinHandle<()>>>,
@@ -128,7 +133,9 @@ impl Recording {
         let pid = process.pid();
         let mut space = AddressSpace::default();
         space.refresh(pid)?;
-        let findings = allocator::find(&space);
+        let places = Places::of(pid, debug_dirs.clone());
+        let mut findings = Findings::default();
+        allocator::find(&space, &places, &mut findings);
         if findings.allocators.is_empty() {
             if process.has_ended() {
                 return Err(ProcessError::Gone { pid }.into());
@@ -136,8 +143,9 @@ impl Recording {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
+        let labels = findings.labels(&space);
         let (mut kernel, mut targets, teaching, rings) = Kernel::load(object, capacities, diagnostics)?;
-        let probes = attach_to(&kernel, &process, &findings, &space)?;
+        let probes = attach_to(&kernel, &process, &findings, 0, &space)?;
         attach_lifecycle(&kernel)?;
         let is_witnessed = capture.is_some();
         let source = RowSource::new(pid, debug_dirs);
@@ -154,7 +162,9 @@ impl Recording {
         targets.insert(pid, capacities.stack_depth, is_witnessed)?;
         Ok(Self {
             process,
-            findings,
+            labels: Mutex::new(labels),
+            findings: Mutex::new(findings),
+            places,
             probes: Mutex::new(probes),
             detaching: Mutex::default(),
             targets: Mutex::new(targets),
@@ -172,15 +182,42 @@ impl Recording {
         &self.process
     }
 
-    /// What was found in the process when the recording began.
-    pub const fn findings(&self) -> &Findings {
-        &self.findings
+    /// The allocators that are probed, each by its name, with the number of its functions.
+    pub fn probed(&self) -> Vec<(String, usize)> {
+        let findings = lock(&self.findings);
+        let functions = findings
+            .allocators
+            .iter()
+            .map(|allocator| allocator.hooks.iter().map(|hook| hook.names.len()).sum());
+        lock(&self.labels).iter().cloned().zip(functions).collect()
+    }
+
+    /// Looks for allocators in what was mapped since, and attaches to those; gives their names.
+    ///
+    /// What they gave before is not known.
+    pub fn attach_to_new(&self) -> Result<Vec<String>, RecordError> {
+        let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
+        let mut findings = lock(&self.findings);
+        let known = findings.allocators.len();
+        allocator::find(&space, &self.places, &mut findings);
+        if findings.allocators.len() == known {
+            return Ok(Vec::new());
+        }
+        let labels = findings.labels(&space);
+        let new = labels.get(known..).unwrap_or_default().to_vec();
+        *lock(&self.labels) = labels;
+        let kernel = lock(&self.kernel);
+        if lock(&self.ended).is_none() {
+            let probes = attach_to(&kernel, &self.process, &findings, known, &space)?;
+            lock(&self.probes).extend(probes);
+        }
+        Ok(new)
     }
 
     /// Files of the process that have an allocator of their own, which is not probed.
     pub fn unprobed(&self) -> Vec<String> {
         let Some(space) = self.drain.ask(|table| table.space.clone()) else { return Vec::new() };
-        self.findings.unprobed(&space)
+        lock(&self.findings).unprobed(&space)
     }
 
     /// How the recording is going.
@@ -206,7 +243,7 @@ impl Recording {
     pub fn reattach(&self) -> Result<(), RecordError> {
         let kernel = lock(&self.kernel);
         let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
-        *lock(&self.probes) = attach_to(&kernel, &self.process, &self.findings, &space)?;
+        *lock(&self.probes) = attach_to(&kernel, &self.process, &lock(&self.findings), 0, &space)?;
         Ok(())
     }
 
@@ -234,7 +271,7 @@ impl Recording {
                         UNLEARNED_STACK => StackRef::Unsent,
                         hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
                     };
-                    RawEntry { stack, totals }
+                    RawEntry { stack, totals, allocator: key.allocator() }
                 })
                 .collect();
             (entries, table.stacks().to_vec(), table.space.clone())
@@ -249,7 +286,8 @@ impl Recording {
             blind: *lock(&self.blind),
             stacks,
             entries,
-            unprobed: self.findings.unprobed(&space),
+            unprobed: lock(&self.findings).unprobed(&space),
+            allocators: lock(&self.labels).clone(),
             space,
             counters,
         })
@@ -295,10 +333,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How often to look for a thread through which to attach: while they are looked at, some may end and others begin.
 const TRIES: u32 = 100;
 
+/// Attaches to all but the first `known` allocators, and where none is known yet, to the loader.
 fn attach_to(
     kernel: &Kernel,
     process: &Process,
     findings: &Findings,
+    known: usize,
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = || ProcessError::Gone { pid: process.pid() };
@@ -308,8 +348,11 @@ fn attach_to(
             return Err(gone().into());
         }
         for thread in threads {
-            match attach(kernel, &findings.allocators, space, thread) {
+            match attach(kernel, findings.numbered().skip(known), space, thread) {
                 Ok(mut probes) => {
+                    if known > 0 {
+                        return Ok(probes);
+                    }
                     if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
                         tracing::warn!(%error, "libraries that are unloaded will not be noticed");
                     }

@@ -27,7 +27,7 @@ mod compared_with_readelf;
 #[cfg(test)]
 mod hostile;
 
-use std::{fs::File, io};
+use std::{fs::File, io, ops::Range};
 
 use profiler_common::unwind::{Row, WalkEnd};
 
@@ -160,6 +160,12 @@ impl UnwindInfo {
     /// What the file itself says about the code at `svma`; `None` where it says nothing.
     pub fn told(&self, svma: u64) -> Option<Row> {
         self.tables.iter().find_map(|table| table.row(svma))
+    }
+
+    /// The function, or the part of one, that holds the code at `svma`, as the file describes it: its first address, and the
+    /// first behind it.
+    pub fn function_at(&self, svma: u64) -> Option<Range<u64>> {
+        self.tables.iter().find_map(|table| table.function_at(svma))
     }
 
     /// How much memory it takes, in bytes.

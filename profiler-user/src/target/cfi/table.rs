@@ -1,6 +1,6 @@
 //! One section of call frame information: which entry describes an address, and what it says there.
 
-use std::{cell::RefCell, sync::OnceLock};
+use std::{cell::RefCell, ops::Range, sync::OnceLock};
 
 use gimli::{
     BaseAddresses, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, Error, FrameDescriptionEntry,
@@ -74,6 +74,27 @@ impl Table {
                 self.row_in(&section, svma)
             }
         }
+    }
+
+    /// What the description that holds an address begins and ends with.
+    pub(super) fn function_at(&self, svma: u64) -> Option<Range<u64>> {
+        match self.form {
+            Form::EhFrame { .. } => self.range_in(&EhFrame::new(&self.bytes, LittleEndian), svma),
+            Form::DebugFrame => {
+                let mut section = DebugFrame::new(&self.bytes, LittleEndian);
+                section.set_address_size(8);
+                self.range_in(&section, svma)
+            }
+        }
+    }
+
+    fn range_in<'data, S: UnwindSection<Slice<'data>>>(
+        &'data self,
+        section: &S,
+        svma: u64,
+    ) -> Option<Range<u64>> {
+        let fde = self.fde(section, svma)?;
+        Some(fde.initial_address()..fde.initial_address().checked_add(fde.len())?)
     }
 
     fn row_in<'data, S: UnwindSection<Slice<'data>>>(&'data self, section: &S, svma: u64) -> Option<Row> {
