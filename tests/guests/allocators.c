@@ -444,11 +444,11 @@ static void mimalloc(struct worker *worker, int round)
     settle(worker, round, call_mi_heap_realloc(heap, call_mi_heap_malloc(heap, none, size), size * 2), give_mi_free);
 }
 
-static void *work(void *argument)
+static void work(struct worker *worker)
 {
-    struct worker *worker = argument;
-    /* A heap belongs to its thread, which takes it along when it ends; its blocks stay. */
-    worker->heap = mi_heap_new ? mi_heap_new() : NULL;
+    /* A heap belongs to its thread. */
+    if (!worker->heap && mi_heap_new)
+        worker->heap = mi_heap_new();
     for (int round = 0; round < ROUNDS; round++) {
         standard(worker, round);
         if (mallocx)
@@ -458,7 +458,6 @@ static void *work(void *argument)
         if (mi_malloc)
             mimalloc(worker, round);
     }
-    return NULL;
 }
 
 static void run(const char *argument)

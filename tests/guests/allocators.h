@@ -45,17 +45,36 @@ static void settle(struct worker *worker, int round, struct block block, release
     }
 }
 
-/* Does the work on the main thread and on others at once. */
-static void run_workers(void *(*work)(void *worker))
+static pthread_barrier_t begin, end;
+
+static void (*work_of_a_run)(struct worker *worker);
+
+/* Works in every run. It does not end: glibc then frees what it kept for the thread's next malloc, for a second time. */
+static void *serve_runs(void *worker)
 {
-    pthread_t threads[WORKERS];
-    for (int index = 1; index < WORKERS; index++)
-        if (pthread_create(&threads[index], NULL, work, &workers[index]))
-            fatal("cannot start a thread");
+    for (;;) {
+        pthread_barrier_wait(&begin);
+        work_of_a_run((struct worker *)worker);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+/* Does the work on the main thread and on others at once, which the first call starts. */
+static void run_workers(void (*work)(struct worker *worker))
+{
+    pthread_t thread;
+    if (!work_of_a_run) {
+        if (pthread_barrier_init(&begin, NULL, WORKERS) || pthread_barrier_init(&end, NULL, WORKERS))
+            fatal("cannot make a barrier");
+        for (int index = 1; index < WORKERS; index++)
+            if (pthread_create(&thread, NULL, serve_runs, &workers[index]))
+                fatal("cannot start a thread");
+    }
+    work_of_a_run = work;
+    pthread_barrier_wait(&begin);
     work(&workers[0]);
-    for (int index = 1; index < WORKERS; index++)
-        if (pthread_join(threads[index], NULL))
-            fatal("cannot wait for a thread");
+    pthread_barrier_wait(&end);
 }
 
 /* The command: frees what was kept. */

@@ -90,7 +90,7 @@ fn exceptions(name: &str) {
     recording.finish().outcome.assert_success();
     guest.command("run");
     let caught = guest.number("caught");
-    assert_eq!(caught, 2 * combination.thrown(), "{name}");
+    assert_eq!(caught, 2 * combination.caught(), "{name}");
     guest.exit();
 }
 

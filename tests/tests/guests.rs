@@ -67,7 +67,7 @@ fn every_allocators_guest_frees_what_it_has_and_catches_what_it_throws() {
         guest.command("drop");
         assert_eq!(guest.ledger().total().inuse_objects, 0, "{name}:\n{ledger}");
         if combination.language == Language::Cpp {
-            assert_eq!(guest.number("caught"), combination.thrown(), "{name}");
+            assert_eq!(guest.number("caught"), combination.caught(), "{name}");
         }
         guest.exit();
     }

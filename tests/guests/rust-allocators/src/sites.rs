@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::collections::HashMap;
 use std::hint::black_box;
-use std::sync::Mutex;
+use std::sync::{Barrier, LazyLock, Mutex, Once};
 use std::thread;
 
 use crate::early;
@@ -185,14 +185,27 @@ fn work() {
     }
 }
 
-/// The command.
+static BEGIN: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(THREADS + 1));
+static END: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(THREADS + 1));
+static START: Once = Once::new();
+
+/// The command. The threads do not end: glibc then frees what it kept for the thread's next malloc, for a second time.
 pub(crate) fn run() {
     early::free_some();
-    let threads: Vec<_> = (0..THREADS).map(|_| thread::spawn(work)).collect();
+    START.call_once(|| {
+        for _ in 0..THREADS {
+            thread::spawn(|| {
+                loop {
+                    BEGIN.wait();
+                    work();
+                    END.wait();
+                }
+            });
+        }
+    });
+    BEGIN.wait();
     work();
-    for thread in threads {
-        thread.join().expect("no thread panics");
-    }
+    END.wait();
 }
 
 /// The command: frees what was kept.
