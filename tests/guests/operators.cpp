@@ -59,7 +59,15 @@ GIVES(give_delete_array_sized_aligned, operator delete[](block.address, block.si
 struct pair {
     struct block (*take)(std::size_t size);
     release_function give;
+    bool aligned = false;
 };
+
+// What libstdc++'s aligned operators make of a size before they ask for it, and what is then on the ledger.
+std::size_t rounded(const pair &pair, std::size_t size)
+{
+    auto alignment = pair.aligned ? static_cast<std::size_t>(ALIGNMENT) : 1;
+    return (size + alignment - 1) / alignment * alignment;
+}
 
 const pair PAIRS[] = {
     {call_new, give_delete},
@@ -68,12 +76,12 @@ const pair PAIRS[] = {
     {call_new_array, give_delete_array_sized},
     {call_new_nothrow, give_delete_nothrow},
     {call_new_array_nothrow, give_delete_array_nothrow},
-    {call_new_aligned, give_delete_aligned},
-    {call_new_aligned, give_delete_sized_aligned},
-    {call_new_array_aligned, give_delete_array_aligned},
-    {call_new_array_aligned, give_delete_array_sized_aligned},
-    {call_new_aligned_nothrow, give_delete_aligned_nothrow},
-    {call_new_array_aligned_nothrow, give_delete_array_aligned_nothrow},
+    {call_new_aligned, give_delete_aligned, true},
+    {call_new_aligned, give_delete_sized_aligned, true},
+    {call_new_array_aligned, give_delete_array_aligned, true},
+    {call_new_array_aligned, give_delete_array_sized_aligned, true},
+    {call_new_aligned_nothrow, give_delete_aligned_nothrow, true},
+    {call_new_array_aligned_nothrow, give_delete_array_aligned_nothrow, true},
 };
 
 void work(struct worker *worker)
@@ -82,8 +90,8 @@ void work(struct worker *worker)
         for (const pair &pair : PAIRS) {
             auto step = static_cast<std::size_t>(round);
             // Small ones, and ones of many pages.
-            settle(worker, round, pair.take(8 + step * 24), pair.give);
-            settle(worker, round, pair.take(5000 + step * 9000), pair.give);
+            settle(worker, round, pair.take(rounded(pair, 8 + step * 24)), pair.give);
+            settle(worker, round, pair.take(rounded(pair, 5000 + step * 9000)), pair.give);
         }
     operator delete(nullptr);
     operator delete[](nullptr);
