@@ -115,6 +115,26 @@ combinations! {
     rust_glibc_shared rust_jemalloc_archive rust_mimalloc_archive
 }
 
+/// Without a recording: what the other tests take for granted.
+#[test]
+fn every_guest_by_itself_frees_what_it_has_and_catches_what_it_throws() {
+    for combination in COMBINATIONS {
+        let name = combination.name;
+        let mut guest = combination.start();
+        guest.command("forget");
+        guest.command("run");
+        let ledger = guest.ledger();
+        combination.assert_called(&ledger);
+        assert_eq!(guest.number("unknown"), 7, "{name}");
+        guest.command("drop");
+        assert_eq!(guest.ledger().total().inuse_objects, 0, "{name}:\n{ledger}");
+        if combination.language == Language::Cpp {
+            assert_eq!(guest.number("caught"), combination.caught(), "{name}");
+        }
+        guest.exit();
+    }
+}
+
 #[test]
 fn every_combination_has_its_tests() {
     let names: Vec<&str> = COMBINATIONS.iter().map(|combination| combination.name).collect();

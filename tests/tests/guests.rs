@@ -1,6 +1,5 @@
 //! The guests by themselves: without a profiler they do what the other tests take for granted.
 
-use heaptap_tests::allocators::{COMBINATIONS, Language};
 use heaptap_tests::compile::{self, Variant, Width};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::process::{Lines, Process};
@@ -51,25 +50,6 @@ fn run_twice(variant: Variant) {
 fn every_guest_compiles_with_and_without_frame_pointers() {
     for program in compile::every_program() {
         assert!(program.is_file(), "{}", program.display());
-    }
-}
-
-#[test]
-fn every_allocators_guest_frees_what_it_has_and_catches_what_it_throws() {
-    for combination in COMBINATIONS {
-        let name = combination.name;
-        let mut guest = combination.start();
-        guest.command("forget");
-        guest.command("run");
-        let ledger = guest.ledger();
-        combination.assert_called(&ledger);
-        assert_eq!(guest.number("unknown"), 7, "{name}");
-        guest.command("drop");
-        assert_eq!(guest.ledger().total().inuse_objects, 0, "{name}:\n{ledger}");
-        if combination.language == Language::Cpp {
-            assert_eq!(guest.number("caught"), combination.caught(), "{name}");
-        }
-        guest.exit();
     }
 }
 
