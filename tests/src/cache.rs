@@ -72,14 +72,16 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// Where the compiled guests are: `HEAPTAP_GUESTS`, for a machine that has no compiler, or beside the tests.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     env::var_os("HEAPTAP_GUESTS").map_or_else(|| target_dir().join("guests"), PathBuf::from)
 }
 
 /// Runs the steps in a folder named after everything that goes into them, unless it is there already.
 pub(crate) fn build(steps: &[Step]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    read(&source("ledger.h")).hash(&mut hasher);
+    for header in ["ledger.h", "allocators.h"] {
+        read(&source(header)).hash(&mut hasher);
+    }
     for step in steps {
         let source = step.source.as_deref().map(read);
         (step.program, &step.flags, &step.output, source).hash(&mut hasher);

@@ -101,8 +101,7 @@ pub fn program_as(name: &str, variant: Variant) -> PathBuf {
 
 /// The shared libraries of a guest.
 fn libraries(name: &str, variant: Variant) -> Vec<Step> {
-    let library =
-        |source_name: &str| Step::of("cc", source(source_name)).flags(C).flag(variant.gcc()).flags(LIBRARY);
+    let library = |file: &str| c("cc", file, variant).flags(LIBRARY);
     match name {
         "constructor" => vec![library("libconstructor.c").output("libconstructor.so")],
         "lazy" => vec![library("liblazy.c").output("liblazy.so")],
@@ -128,12 +127,22 @@ fn libraries(name: &str, variant: Variant) -> Vec<Step> {
 fn language(name: &str, variant: Variant) -> Step {
     let file = |extension: &str| source(&format!("{name}.{extension}"));
     if file("c").exists() {
-        Step::of("cc", file("c")).flags(C).flag(variant.gcc())
+        c("cc", &format!("{name}.c"), variant)
     } else if file("cpp").exists() {
-        Step::of("c++", file("cpp")).flags(CPP).flag(variant.gcc())
+        cpp(&format!("{name}.cpp"), variant)
     } else {
         Step::of("rustc", file("rs")).flags(RUST).flag(variant.rustc())
     }
+}
+
+/// Compiles a C program by gcc, or by what calls gcc with another C library.
+pub(crate) fn c(compiler: &'static str, file: &str, variant: Variant) -> Step {
+    Step::of(compiler, source(file)).flags(C).flag(variant.gcc())
+}
+
+/// Compiles a C++ program.
+pub(crate) fn cpp(file: &str, variant: Variant) -> Step {
+    Step::of("c++", source(file)).flags(CPP).flag(variant.gcc())
 }
 
 /// The executable of `guests/NAME.c` with its unwind information in `.debug_frame`.

@@ -160,8 +160,14 @@ impl Recording {
 
     /// The same without waiting.
     pub fn start_early(options: &[&str]) -> Self {
+        Self::start_early_with(options, &[])
+    }
+
+    /// The same, with more in the environment of heaptap and of the command that it starts.
+    pub fn start_early_with(options: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the profile");
         let mut command = command();
+        command.envs(environment.iter().copied());
         command.args(["record", "--exact", "--output"]).arg(profile_in(&folder)).args(options);
         Self { running: Running::start(command), folder }
     }

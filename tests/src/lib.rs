@@ -4,6 +4,8 @@
 //! heaptap ([`heaptap`]), has the guest allocate, reads the profile ([`profile`]) and compares it with what
 //! the guest says ([`ledger`]). heaptap needs root, and everything here panics: it is called from tests only.
 
+pub mod allocators;
+
 pub mod compile;
 
 mod cache;

@@ -60,6 +60,23 @@ const fn recorded(path: &'static str, package: &'static str) -> Need {
     Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }
 }
 
+/// Allocators, and what links programs with them.
+pub(crate) const ALLOCATORS: [Need; 5] = [
+    linked(Sign::Program("musl-gcc"), "musl-tools"),
+    linked(Sign::File("/usr/include/jemalloc/jemalloc.h"), "libjemalloc-dev"),
+    linked(Sign::File("/usr/include/gperftools/tcmalloc.h"), "libgoogle-perftools-dev"),
+    linked(Sign::File("/usr/include/mimalloc.h"), "libmimalloc-dev"),
+    Need {
+        sign: Sign::Program("make"),
+        package: "make",
+        purpose: "builds jemalloc for the Rust program that the tests record",
+    },
+];
+
+const fn linked(sign: Sign, package: &'static str) -> Need {
+    Need { sign, package, purpose: "has an allocator that the tests' programs are linked with" }
+}
+
 /// A large library, found by the program that says where it is.
 pub(crate) const LLVM: Need = Need {
     sign: Sign::Program("llvm-config"),

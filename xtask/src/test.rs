@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::fuzz;
-use crate::packages::{self, CC, CXX, GDB, GO, LARGE_PROGRAMS, LIBC_HEADERS, SMALL_PROGRAMS};
+use crate::packages::{self, ALLOCATORS, CC, CXX, GDB, GO, LARGE_PROGRAMS, LIBC_HEADERS, SMALL_PROGRAMS};
 use crate::vm;
 use crate::workspace::{self, cargo, is_root, root, target_dir};
 
@@ -52,7 +52,11 @@ pub(crate) struct Tally {
 /// Runs all tests on this machine and its kernel.
 fn run_here() -> Result<()> {
     packages::ensure_installed(
-        [CC, LIBC_HEADERS, CXX, GO, GDB].iter().chain(&SMALL_PROGRAMS).chain(&LARGE_PROGRAMS),
+        [CC, LIBC_HEADERS, CXX, GO, GDB]
+            .iter()
+            .chain(&ALLOCATORS)
+            .chain(&SMALL_PROGRAMS)
+            .chain(&LARGE_PROGRAMS),
     )?;
 
     // The one that users have; and cargo builds a binary for the tests of its own package only.

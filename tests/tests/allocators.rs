@@ -1,0 +1,160 @@
+//! Every allocator in every way of coming by it: the profile equals the guest's ledger, in all four values of every site.
+
+use std::fs;
+use std::path::Path;
+
+use heaptap_tests::allocators::{COMBINATIONS, Combination, Language, table};
+use heaptap_tests::heaptap::{Recording, path_str};
+use heaptap_tests::ledger::Ledger;
+use heaptap_tests::profile::Profile;
+
+/// Attaches to a guest that has allocated already, and records all that it does from then on.
+fn attach(name: &str) {
+    let combination = Combination::named(name);
+    let mut guest = combination.start();
+    guest.command("forget");
+    let mut recording = Recording::start_early(&["--pid", &guest.pid().to_string()]);
+    assert_named(combination, &recording.stderr_line("heaptap: recording"));
+    guest.command("run");
+    // Also what other threads allocated.
+    guest.command("drop");
+    guest.command("run");
+    let ledger = guest.ledger();
+    let unknown = guest.number("unknown");
+    let profile = recording.finish().profile();
+    ledger.assert_equals(&profile);
+    combination.assert_called(&ledger);
+    assert!(unknown > 0, "nothing from before was freed");
+    assert_lossless(combination, &profile, unknown, 2 * combination.thrown());
+    if combination.language == Language::Cpp {
+        // As many in each of two recorded runs as in one that is not.
+        guest.command("run");
+        assert_eq!(guest.number("caught"), 3 * combination.caught(), "{name}");
+    }
+    guest.exit();
+}
+
+/// Has heaptap start the guest, whose constructor's allocations then count.
+fn launch(name: &str) {
+    let combination = Combination::named(name);
+    let folder = tempfile::tempdir().expect("a folder for the report");
+    let report = folder.path().join("report");
+    // heaptap is given the library too: it can tell a command's environment only by its own.
+    let environment: Vec<_> =
+        combination.preload().map(|library| ("LD_PRELOAD", library)).into_iter().collect();
+    let mut recording = Recording::start_early_with(
+        &["--", path_str(&combination.program()), path_str(&report)],
+        &environment,
+    );
+    assert_named(combination, &recording.stderr_line("heaptap: recording"));
+    let profile = recording.wait().profile();
+    let lines: Vec<String> =
+        fs::read_to_string(&report).expect("the guest reports").lines().map(str::to_owned).collect();
+    assert_eq!(lines.last().map(String::as_str), Some("end"), "{lines:?}");
+    let ledger = Ledger::parse(&lines);
+    ledger.assert_equals(&profile);
+    combination.assert_called(&ledger);
+    let early = if combination.language == Language::Rust { "early_alloc" } else { "early_malloc" };
+    assert_eq!(ledger.site(early).alloc_objects, 60, "{ledger}");
+    assert_lossless(combination, &profile, 0, combination.thrown());
+}
+
+/// heaptap says whose functions it probes.
+#[track_caller]
+fn assert_named(combination: Combination, line: &str) {
+    let (_, functions) =
+        line.split_once(" functions of ").unwrap_or_else(|| panic!("no functions in `{line}`"));
+    assert!(functions.contains(combination.allocator.label()), "{}: `{line}`", combination.name);
+}
+
+/// Panics unless nothing was lost, and nothing freed that was not known but so many blocks and perhaps exceptions.
+///
+/// An exception that an operator new throws is allocated inside of that, and freed outside. The first is part of a call that
+/// never returns, so that the second may be of a block that nobody has seen.
+#[track_caller]
+fn assert_lossless(combination: Combination, profile: &Profile, unknown: u64, exceptions: u64) {
+    let name = combination.name;
+    let losses: Vec<&String> =
+        profile.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();
+    assert!(losses.is_empty(), "{name}: {losses:#?}");
+    let counted = u64::try_from(profile.counter("unknown_frees")).expect("no negative counter");
+    assert!(
+        (unknown..=unknown + exceptions).contains(&counted),
+        "{name}: {counted} unknown frees, not {unknown} and at most {exceptions} exceptions: {:#?}",
+        profile.comments
+    );
+}
+
+macro_rules! combinations {
+    ($($name:ident)*) => {
+        mod attached {
+            $(#[test] fn $name() { super::attach(stringify!($name)); })*
+        }
+
+        mod launched {
+            $(#[test] fn $name() { super::launch(stringify!($name)); })*
+        }
+
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+combinations! {
+    c_glibc_shared c_glibc_static c_glibc_static_pie
+    c_musl_shared c_musl_static
+    c_jemalloc_shared c_jemalloc_preload c_jemalloc_archive c_jemalloc_static c_jemalloc_static_pie
+    c_tcmalloc_shared c_tcmalloc_preload c_tcmalloc_archive
+    c_tcmalloc_minimal_shared c_tcmalloc_minimal_preload c_tcmalloc_minimal_archive
+    c_tcmalloc_minimal_static c_tcmalloc_minimal_static_pie
+    c_mimalloc_shared c_mimalloc_preload
+    cpp_glibc_shared cpp_glibc_static cpp_glibc_static_pie
+    cpp_jemalloc_shared cpp_jemalloc_preload cpp_jemalloc_archive cpp_jemalloc_static
+    cpp_tcmalloc_shared cpp_tcmalloc_preload cpp_tcmalloc_archive
+    cpp_tcmalloc_minimal_shared cpp_tcmalloc_minimal_preload cpp_tcmalloc_minimal_archive
+    cpp_mimalloc_shared cpp_mimalloc_preload
+    rust_glibc_shared rust_jemalloc_archive rust_mimalloc_archive
+}
+
+/// Without a recording: what the other tests take for granted.
+#[test]
+fn every_guest_by_itself_frees_what_it_has_and_catches_what_it_throws() {
+    for combination in COMBINATIONS {
+        let name = combination.name;
+        let mut guest = combination.start();
+        guest.command("forget");
+        guest.command("run");
+        let ledger = guest.ledger();
+        combination.assert_called(&ledger);
+        assert_eq!(guest.number("unknown"), 7, "{name}");
+        guest.command("drop");
+        assert_eq!(guest.ledger().total().inuse_objects, 0, "{name}:\n{ledger}");
+        if combination.language == Language::Cpp {
+            assert_eq!(guest.number("caught"), combination.caught(), "{name}");
+        }
+        guest.exit();
+    }
+}
+
+#[test]
+fn every_combination_has_its_tests() {
+    let names: Vec<&str> = COMBINATIONS.iter().map(|combination| combination.name).collect();
+    assert_eq!(TESTED, names);
+}
+
+const BEGIN: &str = "<!-- of tests/src/allocators.rs: HEAPTAP_BLESS=1 cargo test -p heaptap-tests --test allocators readme -->\n\n";
+const END: &str = "\n<!-- to here -->\n";
+
+/// Together with the tests above: what the README says is tested, and what is tested the README says.
+#[test]
+fn the_readme_has_the_table_of_what_is_tested() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(&path).expect("there is a README");
+    let (before, rest) = readme.split_once(BEGIN).expect("the table's beginning is marked");
+    let (found, after) = rest.split_once(END).expect("the table's end is marked");
+    if std::env::var_os("HEAPTAP_BLESS").is_some() {
+        fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table()))
+            .expect("the README can be written");
+    } else {
+        assert_eq!(found, table(), "run this test with HEAPTAP_BLESS=1");
+    }
+}
