@@ -36,6 +36,8 @@ pub enum Shape {
     Free,
     /// `f(heap)`, every block of the heap is freed: mi_heap_destroy.
     Destroy,
+    /// `f(…)`, a block is returned whose size no argument tells: mi_strdup.
+    Unsized,
 }
 
 impl Shape {
@@ -55,7 +57,7 @@ impl Shape {
             Self::HeapResizeOrFree => (3, 0, 2, 0, Outcome::ReturnedOrFreed),
             Self::Extend => (2, 0, 1, 1, Outcome::Size),
             Self::Expand => (2, 0, 1, 1, Outcome::InPlace),
-            Self::Free | Self::Destroy => return None,
+            Self::Free | Self::Destroy | Self::Unsized => return None,
         };
         Some(Convention(size | count << 4 | old << 8 | out << 12 | (outcome as u64) << 16))
     }

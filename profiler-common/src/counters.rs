@@ -30,10 +30,12 @@ pub enum Counter {
     UnannouncedUnmaps = 11,
     /// Heaps that were freed as a whole.
     DestroyedHeaps = 12,
+    /// Allocations whose size the function's arguments do not tell.
+    UnsizedAllocations = 13,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 13;
+pub const COUNTERS: usize = 14;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,6 +143,12 @@ pub const REGISTRY: [Description; COUNTERS] = [
         name: "destroyed_heaps",
         severity: Severity::Loss,
         help: "heaps freed as a whole (mi_heap_destroy), whose blocks stay in inuse_*",
+    },
+    Description {
+        counter: Counter::UnsizedAllocations,
+        name: "unsized_allocations",
+        severity: Severity::Loss,
+        help: "allocations not counted because the function is not told how many bytes (mi_strdup)",
     },
 ];
 

@@ -20,13 +20,8 @@ use crate::{
 /// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
 pub const NO_EXIST: u64 = 1;
 
-/// Whether the thread is inside an allocator call that the one with these registers is part of.
-///
-/// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
-/// trampoline, or, where its returns are seen at its `ret` instructions, still in place. A tail jump from one allocator
-/// function to another arrives with the same stack pointer and the same word there. Anything else there means that the call
-/// was abandoned (longjmp, exception) and is given up, as does a stack that leads past it, or the same function called anew
-/// with the same stack pointer.
+/// Whether the thread is inside an allocator call that the one with these registers is part of; any other that it was in is
+/// given up, as it will not return.
 #[inline(always)]
 pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
     let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
@@ -35,23 +30,44 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays. It is not copied: the stack is
     // needed for walking.
     let outer = unsafe { &*outer };
-    let tgid = (pid_tgid >> 32) as u32;
+    if is_part_of(outer, (pid_tgid >> 32) as u32, regs, target) {
+        return true;
+    }
+    abandon(ctx, pid_tgid, outer);
+    false
+}
+
+/// Whether the thread is inside an allocator call that a free with these registers is part of.
+#[inline(always)]
+pub fn is_free_nested(pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
+    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+        return false;
+    };
+    // SAFETY: as above.
+    is_part_of(unsafe { &*outer }, (pid_tgid >> 32) as u32, regs, target)
+}
+
+/// Whether a call is part of another one.
+///
+/// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
+/// trampoline, or, where its returns are seen at its `ret` instructions, still in place. A tail jump from one allocator
+/// function to another arrives with the same stack pointer and the same word there. Anything else there means that the call
+/// was abandoned (longjmp, exception), as does a stack that leads past it, or the same function called anew with the same
+/// stack pointer.
+#[inline(always)]
+fn is_part_of(outer: &InFlight, tgid: u32, regs: &pt_regs, target: &Target) -> bool {
     let is_by_ret = Convention::from_cookie(outer.cookie).is_by_ret();
     let is_pending = UserMemory.read_word(outer.sp).is_some_and(|pc| {
         is_hijacked(pc, maps::trampoline(tgid)) || (is_by_ret && pc == outer.return_address)
     });
-    if is_pending && regs.rsp == outer.sp && !(is_by_ret && regs.rip == outer.site) {
-        return true;
+    if !is_pending || regs.rsp > outer.sp {
+        return false;
     }
-    if is_pending && regs.rsp < outer.sp {
-        let inside = unwind::caller(regs.rsp, regs.rbp)
-            .is_none_or(|caller| unwind::is_inside(&Stack::new(caller, tgid, target), outer.sp));
-        if inside {
-            return true;
-        }
+    if regs.rsp == outer.sp {
+        return !(is_by_ret && regs.rip == outer.site);
     }
-    abandon(ctx, pid_tgid, outer);
-    false
+    unwind::caller(regs.rsp, regs.rbp)
+        .is_none_or(|caller| unwind::is_inside(&Stack::new(caller, tgid, target), outer.sp))
 }
 
 /// Gives up a call that will not return.

@@ -1,6 +1,11 @@
 //! Counting what was freed, at the entry of the freeing function.
 
-use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::ProbeContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    macros::uprobe,
+    programs::ProbeContext,
+};
 use profiler_common::{
     counters::Counter,
     heap::{LiveBlock, LiveKey},
@@ -21,23 +26,28 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
     if regs.rdi == 0 {
         return 0;
     }
-    // What a call that is under way frees for itself was never counted; but a handler that operator new calls may free what
-    // was.
-    let is_nested = inflight::is_nested(&ctx, pid_tgid, regs, &target);
     match take(tgid, regs.rdi) {
         Some(block) => record::freed(tgid, &block),
-        None if is_nested => {}
+        // What a call that is under way frees for itself was never counted.
+        None if inflight::is_free_nested(pid_tgid, regs, &target) => {}
         None => count(tgid, Counter::UnknownFrees, 1),
     }
     0
 }
 
-/// Entry of a function that frees every block of a heap, whichever they are.
+/// Entry of a function that makes the numbers fall short in a way that is counted; the cookie is the counter's number.
 #[uprobe]
-pub fn destroy_enter(ctx: ProbeContext) -> u32 {
+pub fn loss_enter(ctx: ProbeContext) -> u32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if entry::target(&ctx, tgid).is_some() {
+    if entry::target(&ctx, tgid).is_none() {
+        return 0;
+    }
+    // SAFETY: the helper takes the context as it is.
+    let number = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if number == Counter::DestroyedHeaps as u64 {
         count(tgid, Counter::DestroyedHeaps, 1);
+    } else {
+        count(tgid, Counter::UnsizedAllocations, 1);
     }
     0
 }

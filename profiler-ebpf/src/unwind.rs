@@ -8,12 +8,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_loop};
 use profiler_common::{
     heap::RowKey,
-    target::Target,
+    target::{Target, is_hijacked},
     unwind::{CachedRow, Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd},
 };
 
 use crate::{
-    maps::{ROW_CACHE, ROWS},
+    maps::{self, ROW_CACHE, ROWS},
     memory::UserMemory,
     send::send_miss,
 };
@@ -195,6 +195,8 @@ struct NestingWalk {
     nesting: Nesting,
     tgid: u32,
     epoch: u32,
+    /// Where hijacked return addresses point.
+    trampoline: u64,
     misses_row: u64,
 }
 
@@ -221,7 +223,8 @@ extern "C" fn leads_to(stack: *const Stack, outer_sp: u64) -> u64 {
     // SAFETY: `is_inside` passes a stack of its caller's.
     let Some(stack) = (unsafe { stack.as_ref() }) else { return 0 };
     let nesting = Nesting::new(stack.regs, outer_sp);
-    let mut walk = NestingWalk { nesting, tgid: stack.tgid, epoch: stack.epoch, misses_row: 0 };
+    let (tgid, epoch) = (stack.tgid, stack.epoch);
+    let mut walk = NestingWalk { nesting, tgid, epoch, trampoline: maps::trampoline(tgid), misses_row: 0 };
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
     unsafe { bpf_loop(stack.depth, nesting_frame as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.misses_row != 0 {
@@ -234,6 +237,11 @@ extern "C" fn leads_to(stack: *const Stack, outer_sp: u64) -> u64 {
 unsafe extern "C" fn nesting_frame(_index: u64, walk: *mut c_void) -> i64 {
     // SAFETY: `is_inside` passes a `NestingWalk` of its own.
     let walk = unsafe { &mut *walk.cast::<NestingWalk>() };
+    if is_hijacked(walk.nesting.pc(), walk.trampoline) {
+        // A call between the two is under way, which was found to be part of the outer one when it began.
+        walk.nesting.arrive();
+        return 1;
+    }
     let mut row = row(walk.tgid, walk.epoch, walk.nesting.pc());
     if row == Row::stop(WalkEnd::MissingRow) {
         walk.misses_row = 1;

@@ -67,8 +67,6 @@ OPTIONAL(void *, mi_realloc_aligned, void *, size_t, size_t);
 OPTIONAL(void *, mi_rezalloc, void *, size_t);
 OPTIONAL(void *, mi_recalloc, void *, size_t, size_t);
 OPTIONAL(void *, mi_expand, void *, size_t);
-OPTIONAL(char *, mi_strdup, const char *);
-OPTIONAL(char *, mi_strndup, const char *, size_t);
 OPTIONAL(void *, mi_heap_new, void);
 OPTIONAL(void *, mi_heap_malloc, void *, size_t);
 OPTIONAL(void *, mi_heap_zalloc, void *, size_t);
@@ -331,7 +329,6 @@ static void tcmalloc(struct worker *worker, int round)
     call_tc_new_nothrow_huge(none);
 }
 
-static const char text[] = "a text of forty-three characters, and its end";
 
 TAKES(call_mi_malloc, mi_malloc(size))
 TAKES(call_mi_zalloc, mi_zalloc(size))
@@ -342,8 +339,6 @@ TAKES(call_mi_zalloc_small, mi_zalloc_small(size))
 TAKES(call_mi_malloc_aligned, mi_malloc_aligned(size, more))
 TAKES(call_mi_zalloc_aligned, mi_zalloc_aligned(size, more))
 TAKES(call_mi_calloc_aligned, mi_calloc_aligned(size / 8, 8, more))
-TAKES(call_mi_strdup, mi_strdup(text))
-TAKES(call_mi_strndup, mi_strndup(text, size - 1))
 TAKES(call_mi_new, mi_new(size))
 TAKES(call_mi_new_n, mi_new_n(size / 8, 8))
 TAKES(call_mi_new_aligned, mi_new_aligned(size, more))
@@ -413,8 +408,6 @@ static void mimalloc(struct worker *worker, int round)
     settle(worker, round, call_mi_zalloc_aligned(size, 128), give_mi_free_size_aligned);
     settle(worker, round, call_mi_calloc_aligned(size, 512), give_mi_free);
     settle(worker, round, call_mi_posix_memalign(size, 256), give_mi_free);
-    settle(worker, round, call_mi_strdup(sizeof text, 0), give_mi_free);
-    settle(worker, round, call_mi_strndup(5, 0), give_mi_free);
     settle(worker, round, call_mi_new(size, 0), give_mi_free);
     settle(worker, round, call_mi_new_n(size, 0), give_mi_free);
     settle(worker, round, call_mi_new_aligned(size, 128), give_mi_free_aligned);

@@ -167,7 +167,6 @@ impl Allocator {
                 "call_mi_zalloc_aligned",
                 "call_mi_realloc",
                 "call_mi_expand",
-                "call_mi_strdup",
                 "call_mi_heap_malloc",
                 "call_mi_heap_realloc",
                 "call_mi_new",

@@ -48,6 +48,12 @@ impl Nesting {
         false
     }
 
+    /// Takes note that something else than the walk has proved the nesting.
+    #[inline(always)]
+    pub const fn arrive(&mut self) {
+        self.arrived = 1;
+    }
+
     /// Whether the walk has come to the outer call's return address, which proves the nesting.
     #[inline(always)]
     pub const fn has_arrived(&self) -> bool {

@@ -10,6 +10,7 @@ use object::ReadRef;
 use profiler_common::call::Shape;
 
 use super::{
+    calls,
     cfi::UnwindInfo,
     elf::{self, Code, ElfError},
     family::{self, FAMILIES, Family},
@@ -33,6 +34,8 @@ pub struct Allocator {
     pub hooks: Vec<Hook>,
     /// Functions that cannot be probed, or not wholly, with the reason.
     pub unhooked: Vec<(String, String)>,
+    /// What calls return to that its functions make: offsets in the file.
+    pub calls: BTreeSet<u64>,
 }
 
 /// A function to probe.
@@ -206,7 +209,12 @@ pub(super) fn examine(index: usize, module: &Module, places: &Places) -> Result<
         if hooks.is_empty() {
             unprobed.extend(unhooked);
         } else {
-            allocators.push(Allocator { family, module: index, hooks, unhooked });
+            let entries = hooks.iter().map(|hook| hook.site.offset - hook.site.into_function_bytes);
+            let calls = calls::returned_to(entries, |to, most_bytes| {
+                let to = text.behind_stub(to, &functions)?;
+                text.part(to, most_bytes, &functions)
+            });
+            allocators.push(Allocator { family, module: index, hooks, unhooked, calls });
         }
     }
     if !allocators.is_empty() {
@@ -274,6 +282,15 @@ impl<'file> Text<'file> {
         let Some(slot) = slot else { return Some(offset) };
         let slots = self.slots.get_or_insert_with(|| elf::imports_of_own(self.file).unwrap_or_default());
         functions.offset_of(*slots.get(&slot)?)
+    }
+
+    /// The function, or part of one, that holds an offset, if it has no more than `most_bytes`.
+    fn part(&self, offset: u64, most_bytes: u64, functions: &Functions) -> Option<Part> {
+        let described = self.unwind.as_ref()?.function_at(functions.address_at(offset)?)?;
+        let start = functions.offset_of(described.start)?;
+        let size_bytes = described.end.checked_sub(described.start).filter(|size| *size <= most_bytes)?;
+        let bytes = elf::read_at(self.file, start, usize::try_from(size_bytes).ok()?).ok()?;
+        Some(Part { range: start..start.checked_add(size_bytes)?, bytes })
     }
 
     fn section(&mut self, offset: u64) -> Option<&(Code, BTreeSet<u64>)> {
@@ -419,11 +436,7 @@ fn rets(
         if to != offset && entries.contains(&to) {
             return Some(Destination::Probed);
         }
-        let described = text.unwind.as_ref()?.function_at(functions.address_at(to)?)?;
-        let start = functions.offset_of(described.start)?;
-        let size_bytes = described.end.checked_sub(described.start).filter(|size| *size <= most_bytes)?;
-        let bytes = elf::read_at(text.file, start, usize::try_from(size_bytes).ok()?).ok()?;
-        Some(Destination::Part(Part { range: start..start.checked_add(size_bytes)?, bytes }))
+        text.part(to, most_bytes, functions).map(Destination::Part)
     })
 }
 

@@ -99,6 +99,16 @@ const MIMALLOC: &[(&str, Shape)] = &[
     ("heap_recalloc_aligned", Shape::HeapResizeCount),
     ("heap_recalloc_aligned_at", Shape::HeapResizeCount),
     ("heap_destroy", Shape::Destroy),
+    ("strdup", Shape::Unsized),
+    ("strndup", Shape::Unsized),
+    ("realpath", Shape::Unsized),
+    ("heap_strdup", Shape::Unsized),
+    ("heap_strndup", Shape::Unsized),
+    ("heap_realpath", Shape::Unsized),
+    ("wcsdup", Shape::Unsized),
+    ("mbsdup", Shape::Unsized),
+    ("dupenv_s", Shape::Unsized),
+    ("wdupenv_s", Shape::Unsized),
     ("new", Shape::Size),
     ("new_aligned", Shape::Size),
     ("new_nothrow", Shape::Size),
@@ -164,7 +174,8 @@ pub const FAMILIES: &[Family] = &[
     Family {
         name: "mimalloc",
         prefix: "mi_",
-        marks: &["mi_malloc"],
+        // One of these is in every program, of which the linker leaves out what is not used.
+        marks: &["mi_malloc", "mi_malloc_aligned", "mi_free"],
         extended: MIMALLOC,
         has_operators: true,
         ..FAMILY

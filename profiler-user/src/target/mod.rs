@@ -45,6 +45,8 @@ pub mod site;
 
 pub mod returns;
 
+pub mod calls;
+
 pub mod family;
 
 pub mod allocator;

@@ -7,7 +7,7 @@ use aya::programs::{
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 use nix::errno::Errno;
-use profiler_common::call::Shape;
+use profiler_common::{call::Shape, counters::Counter};
 
 use super::kernel::{Kernel, KernelError, refused};
 use crate::target::{
@@ -79,8 +79,12 @@ pub(super) fn attach<'found>(
         let Some(module) = space.modules().get(allocator.module) else { continue };
         for hook in &allocator.hooks {
             let Some(convention) = hook.shape.convention() else {
-                let name = if hook.shape == Shape::Destroy { "destroy_enter" } else { "free_enter" };
-                probes.0.push(probe(programs.uprobe(name)?, module, hook, hook.site.offset, 0, scope)?);
+                let (name, cookie) = match hook.shape {
+                    Shape::Destroy => ("loss_enter", Counter::DestroyedHeaps as u64),
+                    Shape::Unsized => ("loss_enter", Counter::UnsizedAllocations as u64),
+                    _ => ("free_enter", 0),
+                };
+                probes.0.push(probe(programs.uprobe(name)?, module, hook, hook.site.offset, cookie, scope)?);
                 continue;
             };
             let mut cookie = convention.of_allocator(number);

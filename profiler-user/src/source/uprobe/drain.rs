@@ -39,8 +39,8 @@ pub enum Notice {
     },
 }
 
-/// A question about the stacks seen so far.
-type Question = Box<dyn FnOnce(&StackTable) + Send>;
+/// A question about the stacks seen so far, or an order.
+type Question = Box<dyn FnOnce(&mut Learner, &mut StackTable) + Send>;
 
 /// What a thread that has ended leaves.
 type Left = (StackTable, Result<(), CaptureError>);
@@ -105,13 +105,23 @@ impl Drain {
             State::Running(ask, _) => {
                 let (answer, answered) = channel();
                 // Failing means that nobody waits for the answer.
-                let question = move |stacks: &StackTable| drop(answer.send(question(stacks)));
+                let question =
+                    move |_: &mut Learner, stacks: &mut StackTable| drop(answer.send(question(stacks)));
                 ask.send(Box::new(question)).ok()?;
                 self.wake();
                 answered.recv().ok()
             }
             State::Ended(stacks) => Some(question(stacks)),
             State::Failed => None,
+        }
+    }
+
+    /// Has the thread do something with what it learns by. Does nothing where it has ended.
+    pub(super) fn tell(&self, order: impl FnOnce(&mut Learner, &mut StackTable) + Send + 'static) {
+        if let State::Running(ask, _) = &*lock(&self.state) {
+            // Failing means that it has failed, which others will say.
+            let _ = ask.send(Box::new(order));
+            self.wake();
         }
     }
 
@@ -252,7 +262,7 @@ impl<F: FnMut(Notice)> Worker<F> {
             let patience = if is_over { Duration::ZERO } else { PATIENCE };
             self.learner.give_up(patience, &mut self.stacks);
             if is_late || !(self.is_held_up || self.learner.is_waiting()) {
-                self.asked.drain(..).for_each(|question| question(&self.stacks));
+                self.asked.drain(..).for_each(|question| question(&mut self.learner, &mut self.stacks));
             }
             if let Some(log) = &mut self.rings.log {
                 log.flush();

@@ -183,8 +183,7 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
-        for name in
-            ["alloc_enter", "alloc_return", "alloc_ret", "free_enter", "destroy_enter", "loader_change"]
+        for name in ["alloc_enter", "alloc_return", "alloc_ret", "free_enter", "loss_enter", "loader_change"]
         {
             let program: &mut UProbe = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;

@@ -1,7 +1,7 @@
 //! Learning to walk: stacks that the kernel could not walk are walked here, and every row on the way is handed to it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,11 @@ use super::{
     stacks::StackTable,
     taught::Taught,
 };
-use crate::target::{layout::Layout, maps::AddressSpace, rows::RowSource};
+use crate::target::{
+    layout::Layout,
+    maps::{AddressSpace, Content, Range},
+    rows::RowSource,
+};
 
 /// What the kernel has been taught of one process.
 pub(super) struct Learner {
@@ -26,6 +30,8 @@ pub(super) struct Learner {
     /// That of the rows; `None` where a new one has begun of which no stack has come yet.
     epoch: Option<u32>,
     taught: Taught,
+    /// What is taught ahead: return addresses, as modules with offsets in their files.
+    ahead: Vec<(usize, BTreeSet<u64>)>,
     /// Stacks of which more is to come, since when.
     unfinished: HashMap<u64, (Instant, Unwalked)>,
     capture: Option<Capture>,
@@ -47,8 +53,9 @@ impl Learner {
             depth,
             teaching,
             source,
-            epoch: None,
+            epoch: Some(0),
             taught: Taught::default(),
+            ahead: Vec::new(),
             unfinished: HashMap::new(),
             capture,
         }
@@ -57,6 +64,23 @@ impl Learner {
     /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.
     pub(super) fn prepare(&mut self, space: &AddressSpace) {
         self.source.prepare(space);
+    }
+
+    /// Teaches the rows of return addresses in a module, offsets in its file, now and after everything was forgotten.
+    pub(super) fn teach_ahead(&mut self, module: usize, offsets: BTreeSet<u64>, space: &mut AddressSpace) {
+        self.teach_offsets(module, &offsets, space);
+        self.ahead.push((module, offsets));
+    }
+
+    fn teach_offsets(&mut self, module: usize, offsets: &BTreeSet<u64>, space: &mut AddressSpace) {
+        let of_module = |range: &&Range| range.content == Content::Module(module);
+        let ranges: Vec<Range> = space.current().filter(of_module).cloned().collect();
+        for range in ranges {
+            let end = range.offset.saturating_add(range.end.saturating_sub(range.start));
+            for offset in offsets.range(range.offset..end.max(range.offset)) {
+                self.row(range.start.wrapping_add(offset - range.offset), space);
+            }
+        }
     }
 
     /// Walks a stack to its end, files it, and teaches every row on the way; later, where more of it follows.
@@ -140,6 +164,12 @@ impl Learner {
                 self.forget(stacks);
             }
             self.epoch = Some(miss.epoch);
+            stacks.bring_up_to_date(self.pid);
+            let ahead = std::mem::take(&mut self.ahead);
+            for (module, offsets) in &ahead {
+                self.teach_offsets(*module, offsets, &mut stacks.space);
+            }
+            self.ahead = ahead;
         }
         stacks.bring_up_to_date(self.pid);
         let (pcs, end) = match miss.walked {

@@ -151,6 +151,9 @@ impl Recording {
         let source = RowSource::new(pid, debug_dirs);
         let mut learner = Learner::new(pid, capacities.stack_depth, teaching, source, capture);
         learner.prepare(&space);
+        for allocator in &findings.allocators {
+            learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
+        }
         let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         kernel
@@ -210,6 +213,10 @@ impl Recording {
         if lock(&self.ended).is_none() {
             let probes = attach_to(&kernel, &self.process, &findings, known, &space)?;
             lock(&self.probes).extend(probes);
+            for allocator in findings.allocators.iter().skip(known) {
+                let (module, calls) = (allocator.module, allocator.calls.clone());
+                self.drain.tell(move |learner, stacks| learner.teach_ahead(module, calls, &mut stacks.space));
+            }
         }
         Ok(new)
     }
