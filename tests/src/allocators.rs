@@ -256,12 +256,18 @@ impl Combination {
         }
     }
 
-    /// How many exceptions are thrown in a run at most: also those that operators catch themselves before they return null.
-    pub const fn thrown(self) -> u64 {
-        match self.language {
-            Language::Cpp => self.caught() + 80,
+    /// How many blocks an allocator may take of itself within a call in a run, and free outside of any: within a call nothing
+    /// is counted by itself, so that these frees are of blocks nobody has seen.
+    ///
+    /// In C++ these are exceptions that an operator new throws, some of them twice, and some of which it catches itself before
+    /// it returns null; gperftools' tcmalloc keeps stacks of large blocks.
+    pub const fn taken_within(self) -> u64 {
+        let exceptions = match self.language {
+            Language::Cpp => 2 * (self.caught() + 80),
             Language::C | Language::Rust => 0,
-        }
+        };
+        let stacks = if matches!(self.allocator, Allocator::Tcmalloc) { 16 } else { 0 };
+        exceptions + stacks
     }
 }
 

@@ -25,7 +25,7 @@ fn attach(name: &str) {
     ledger.assert_equals(&profile);
     combination.assert_called(&ledger);
     assert!(unknown > 0, "nothing from before was freed");
-    assert_lossless(combination, &profile, unknown, 2 * combination.thrown());
+    assert_lossless(combination, &profile, unknown, 2 * combination.taken_within());
     if combination.language == Language::Cpp {
         // As many in each of two recorded runs as in one that is not.
         guest.command("run");
@@ -56,7 +56,7 @@ fn launch(name: &str) {
     combination.assert_called(&ledger);
     let early = if combination.language == Language::Rust { "early_alloc" } else { "early_malloc" };
     assert_eq!(ledger.site(early).alloc_objects, 60, "{ledger}");
-    assert_lossless(combination, &profile, 0, combination.thrown());
+    assert_lossless(combination, &profile, 0, combination.taken_within());
 }
 
 /// heaptap says whose functions it probes.
@@ -67,20 +67,18 @@ fn assert_named(combination: Combination, line: &str) {
     assert!(functions.contains(combination.allocator.label()), "{}: `{line}`", combination.name);
 }
 
-/// Panics unless nothing was lost, and nothing freed that was not known but so many blocks and perhaps exceptions.
-///
-/// An exception that an operator new throws is allocated inside of that, and freed outside. The first is part of a call that
-/// never returns, so that the second may be of a block that nobody has seen.
+/// Panics unless nothing was lost, and nothing freed that was not known but so many blocks, and at most so many more that the
+/// allocator took within a call.
 #[track_caller]
-fn assert_lossless(combination: Combination, profile: &Profile, unknown: u64, exceptions: u64) {
+fn assert_lossless(combination: Combination, profile: &Profile, unknown: u64, taken_within: u64) {
     let name = combination.name;
     let losses: Vec<&String> =
         profile.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();
     assert!(losses.is_empty(), "{name}: {losses:#?}");
     let counted = u64::try_from(profile.counter("unknown_frees")).expect("no negative counter");
     assert!(
-        (unknown..=unknown + exceptions).contains(&counted),
-        "{name}: {counted} unknown frees, not {unknown} and at most {exceptions} exceptions: {:#?}",
+        (unknown..=unknown + taken_within).contains(&counted),
+        "{name}: {counted} unknown frees, not {unknown} and at most {taken_within} more: {:#?}",
         profile.comments
     );
 }

@@ -286,7 +286,10 @@ impl<'file> Text<'file> {
 
     /// The function, or part of one, that holds an offset, if it has no more than `most_bytes`.
     fn part(&self, offset: u64, most_bytes: u64, functions: &Functions) -> Option<Part> {
-        let described = self.unwind.as_ref()?.function_at(functions.address_at(offset)?)?;
+        let address = functions.address_at(offset)?;
+        let described = self.unwind.as_ref().and_then(|unwind| unwind.function_at(address));
+        // musl has no unwind information.
+        let described = described.or_else(|| functions.range_at(address))?;
         let start = functions.offset_of(described.start)?;
         let size_bytes = described.end.checked_sub(described.start).filter(|size| *size <= most_bytes)?;
         let bytes = elf::read_at(self.file, start, usize::try_from(size_bytes).ok()?).ok()?;

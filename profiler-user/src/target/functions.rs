@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs::File,
+    ops::Range,
 };
 
 use object::{
@@ -108,6 +109,13 @@ impl Functions {
     /// The address of the byte at an offset in the file.
     pub fn address_at(&self, offset: u64) -> Option<u64> {
         self.segments.address_at(offset)
+    }
+
+    /// From where to where the function goes that begins at an address, if it was found and its table says so.
+    pub fn range_at(&self, address: u64) -> Option<Range<u64>> {
+        let mut functions = self.by_name.values().flatten();
+        let function = functions.find(|function| function.address == address && function.size_bytes > 0)?;
+        Some(address..address.checked_add(function.size_bytes)?)
     }
 
     /// The function in whose middle an address lies, where a table says so.
