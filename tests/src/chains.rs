@@ -92,12 +92,11 @@ fn listed(stack: &Stack, profile: &Profile) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Values;
 
     fn profile(functions: &[&str]) -> Profile {
         let functions = functions.iter().map(|&function| function.to_owned()).collect();
-        let stack = Stack { functions, depth: 0, values: Values::default() };
-        Profile { stacks: vec![stack], comments: Vec::new() }
+        let stack = Stack { functions, ..Stack::default() };
+        Profile { stacks: vec![stack], ..Profile::default() }
     }
 
     #[test]

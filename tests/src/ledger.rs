@@ -167,11 +167,12 @@ mod tests {
             functions: functions.iter().map(|&function| function.to_owned()).collect(),
             depth: functions.len(),
             values: Values::from_sample(&values),
+            ..Stack::default()
         }
     }
 
     fn profile(stacks: Vec<Stack>) -> Profile {
-        Profile { stacks, comments: Vec::new() }
+        Profile { stacks, ..Profile::default() }
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub mod proto {
         /// The samples.
         #[prost(message, repeated, tag = "2")]
         pub sample: Vec<Sample>,
+        /// What is mapped.
+        #[prost(message, repeated, tag = "3")]
+        pub mapping: Vec<Mapping>,
         /// The places in the code.
         #[prost(message, repeated, tag = "4")]
         pub location: Vec<Location>,
@@ -61,6 +64,28 @@ pub mod proto {
         /// One value for each sample type.
         #[prost(int64, repeated, tag = "2")]
         pub value: Vec<i64>,
+        /// What else is known of them.
+        #[prost(message, repeated, tag = "3")]
+        pub label: Vec<Label>,
+    }
+
+    /// A key and its value, a text or a number.
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Label {
+        /// The index of the key's string.
+        #[prost(int64, tag = "1")]
+        pub key: i64,
+        /// The index of the text's string.
+        #[prost(int64, tag = "2")]
+        pub str: i64,
+    }
+
+    /// A file that is mapped.
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Mapping {
+        /// The index of the string that names it.
+        #[prost(int64, tag = "5")]
+        pub filename: i64,
     }
 
     /// A place in the code.
@@ -106,7 +131,7 @@ const SAMPLE_TYPES: [(&str, &str); 4] = [
 ];
 
 /// A stack with its values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Stack {
     /// Function names, leaf first, inlined ones too. A place without a name is an empty string.
     pub functions: Vec<String>,
@@ -114,13 +139,17 @@ pub struct Stack {
     pub depth: usize,
     /// What was counted.
     pub values: Values,
+    /// Its labels that are texts.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A heap profile.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Profile {
     /// Its stacks.
     pub stacks: Vec<Stack>,
+    /// The names of the files that were mapped.
+    pub files: Vec<String>,
     /// Its comments.
     pub comments: Vec<String>,
 }
@@ -163,9 +192,16 @@ impl Profile {
                 functions: sample.location_id.iter().flat_map(|id| locations[id].clone()).collect(),
                 depth: sample.location_id.len(),
                 values: Values::from_sample(&sample.value),
+                labels: sample
+                    .label
+                    .iter()
+                    .filter(|label| label.str != 0)
+                    .map(|label| (text(label.key).to_owned(), text(label.str).to_owned()))
+                    .collect(),
             })
             .collect();
-        Self { stacks, comments: raw.comment.iter().map(|&index| text(index).to_owned()).collect() }
+        let files = raw.mapping.iter().map(|mapping| text(mapping.filename).to_owned()).collect();
+        Self { stacks, files, comments: raw.comment.iter().map(|&index| text(index).to_owned()).collect() }
     }
 
     /// The sum over all stacks.
@@ -196,6 +232,14 @@ impl Profile {
         assert!(total - whole <= allowed, "{whole} of {total} are whole: {:#?}", self.comments);
     }
 
+    /// The number in a comment `memory: … NAME=N …`; `None` where there is none.
+    pub fn memory(&self, name: &str) -> Option<u64> {
+        let comments = self.comments.iter().filter_map(|comment| comment.strip_prefix("memory: "));
+        let mut pairs = comments.flat_map(str::split_whitespace).filter_map(|pair| pair.split_once('='));
+        let (_, number) = pairs.find(|(found, _)| *found == name)?;
+        Some(number.parse().expect("a size is a number"))
+    }
+
     /// The value of one of heaptap's counters, 0 where no comment speaks of it.
     pub fn counter(&self, name: &str) -> i64 {
         self.comments.iter().find_map(|comment| counter_in(comment, name)).unwrap_or(0)
@@ -224,8 +268,9 @@ mod tests {
     fn commented(alloc_objects: i64, comments: &[&str]) -> Profile {
         let values = Values { alloc_objects, ..Values::default() };
         Profile {
-            stacks: vec![Stack { functions: Vec::new(), depth: 0, values }],
+            stacks: vec![Stack { values, ..Stack::default() }],
             comments: comments.iter().map(|&text| text.to_owned()).collect(),
+            ..Profile::default()
         }
     }
 

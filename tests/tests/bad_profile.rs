@@ -24,6 +24,11 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory takes everything")
 }
 
+/// A sample of the only location.
+fn sample(value: Vec<i64>) -> proto::Sample {
+    proto::Sample { location_id: vec![1], value, label: Vec::new() }
+}
+
 /// A small valid profile to spoil.
 fn valid() -> proto::Profile {
     let strings =
@@ -31,7 +36,8 @@ fn valid() -> proto::Profile {
     let kinds = [(1, 2), (3, 4), (5, 2), (6, 4)];
     proto::Profile {
         sample_type: kinds.map(|(r#type, unit)| proto::ValueType { r#type, unit }).to_vec(),
-        sample: vec![proto::Sample { location_id: vec![1], value: vec![1, 10, 1, 10] }],
+        sample: vec![sample(vec![1, 10, 1, 10])],
+        mapping: Vec::new(),
         location: vec![proto::Location { id: 1, line: vec![proto::Line { function_id: 1, line: 3 }] }],
         function: vec![proto::Function { id: 1, name: 7 }],
         string_table: strings.map(str::to_owned).to_vec(),
@@ -91,7 +97,7 @@ fn hostile_profiles() {
 #[test]
 fn hostile_numbers_do_not_overflow() {
     let mut profile = valid();
-    let sample = proto::Sample { location_id: vec![1], value: vec![i64::MAX; 4] };
+    let sample = sample(vec![i64::MAX; 4]);
     profile.sample = vec![sample.clone(), sample];
     let outcome = report(&gzip(&profile.encode_to_vec()));
     outcome.assert_no_panic();

@@ -68,9 +68,10 @@ const TOO_OLD: Machine = Machine {
 
 /// The test binaries with their options.
 ///
-/// Not among them: those that read files, whatever the kernel; `pprof`, for which Go would have to come along; and `oracle`,
-/// for which gdb would. Node and a JVM would be 300 MB, and translate code all the time, which an emulator then translates again.
-const SUITES: [Suite; 14] = [
+/// Not among them: those that read files, whatever the kernel; `pprof`, for which Go would have to come along; `oracle`, for
+/// which gdb would; and `namespaces`, for which overlayfs would. Node and a JVM would be 300 MB, and translate code all the time,
+/// which an emulator then translates again.
+const SUITES: [Suite; 15] = [
     Suite { name: "ledger", options: "" },
     Suite { name: "threads", options: "" },
     Suite { name: "throw", options: "" },
@@ -85,6 +86,7 @@ const SUITES: [Suite; 14] = [
     Suite { name: "unwind", options: "" },
     Suite { name: "unwind_debian", options: "--skip node --skip java" },
     Suite { name: "changing_files", options: "" },
+    Suite { name: "memory", options: "" },
 ];
 
 /// Runs the command.

@@ -7,6 +7,7 @@ use crate::profile::printable::Printable;
 use crate::target::{
     Process,
     allocator::{self, Allocator, Back, Findings},
+    container,
     maps::AddressSpace,
     separate::Places,
     site::Choice,
@@ -30,6 +31,9 @@ fn write(
 ) -> io::Result<()> {
     let exe = process.exe().to_string_lossy();
     writeln!(out, "process {} ({}), {}", process.pid(), Printable(process.comm()), Printable(&exe))?;
+    if let Some(container) = container::of(process.pid()) {
+        writeln!(out, "container {container}")?;
+    }
     for allocator in &findings.allocators {
         write_allocator(allocator, space, out)?;
     }

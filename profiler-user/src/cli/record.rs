@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     output::file::{FileError, OutputFile},
-    profile::{heap::losses, printable::Printable, write::encode_gzip},
+    profile::{heap::losses, memory, printable::Printable, write::encode_gzip},
     source::{RawHeap, health::Health, uprobe::capture::Capture},
     target::{Process, identity::Identity, launch::Held},
 };
@@ -142,6 +142,9 @@ fn finish(
     if !args.quiet {
         say_what_became_of(child);
         say_how_whole(&heap);
+        for line in memory::lines(&heap) {
+            say(&line);
+        }
         say(&format!("wrote {}", path.display()));
         say(&format!(
             "open it with `heaptap report {0} --lines` or `go tool pprof -http=: {0}`",

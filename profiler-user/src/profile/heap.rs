@@ -7,7 +7,7 @@ use profiler_common::{counters::REGISTRY, counters::Severity, heap::Totals, unwi
 use super::{
     builder::{BuildError, LocationId, MappingId, ProfileBuilder},
     entry::{Label, Line, Mapping},
-    proto,
+    memory, proto,
     sample_type::{DEFAULT_SAMPLE_TYPE, HEAP_SAMPLE_TYPES, HeapCount, SampleType},
 };
 use crate::{
@@ -128,6 +128,9 @@ impl Writer<'_> {
             heap.pid,
             heap.comm
         ));
+        if let Some(container) = &heap.container {
+            self.builder.comment(&format!("container: {container}"));
+        }
         let health = Health::of(heap);
         for (end, allocations) in &health.by_end {
             self.builder.comment(&format!("allocations: {allocations} {}", end.text()));
@@ -139,6 +142,9 @@ impl Writer<'_> {
             self.builder.comment(&format!("names may be missing of {remark}"));
         }
         for comment in losses(heap).into_iter().chain(counters(heap, Severity::Normal, "counter")) {
+            self.builder.comment(&comment);
+        }
+        for comment in memory::comments(heap) {
             self.builder.comment(&comment);
         }
     }
@@ -213,6 +219,7 @@ impl Writer<'_> {
             Label::Text { key: "comm", value: &self.heap.comm },
         ];
         labels.extend(allocator.map(|value| Label::Text { key: "allocator", value }));
+        labels.extend(self.heap.container.as_deref().map(|value| Label::Text { key: "container", value }));
         self.builder.sample(stack, &count.values(), &labels)
     }
 }
@@ -295,6 +302,23 @@ mod tests {
             "{comments:?}"
         );
         assert!(comments.contains(&"allocations: 4 whole"), "{comments:?}");
+    }
+
+    #[test]
+    fn a_container_is_in_the_comments_and_a_label_of_every_sample() {
+        let mut heap = RawHeap::empty();
+        heap.entries = vec![entry(StackRef::Overflow, 2, 20, 2), entry(StackRef::Unsent, 3, 30, 0)];
+        let without = profile(&heap, &Names::default()).unwrap();
+        heap.container = Some("0123abcd".to_owned());
+        let profile = profile(&heap, &Names::default()).unwrap();
+        assert!(comments(&profile).contains(&"container: 0123abcd"));
+        let string = |index: i64| profile.string_table[usize::try_from(index).unwrap()].as_str();
+        for (sample, before) in profile.sample.iter().zip(&without.sample) {
+            let labels: Vec<_> =
+                sample.label.iter().map(|label| (string(label.key), string(label.str))).collect();
+            assert_eq!(labels.last(), Some(&("container", "0123abcd")), "{labels:?}");
+            assert_eq!(before.label.len() + 1, labels.len());
+        }
     }
 
     #[test]

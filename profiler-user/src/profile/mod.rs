@@ -10,6 +10,8 @@ pub mod builder;
 
 pub mod heap;
 
+pub mod memory;
+
 mod flags;
 
 mod strings;

@@ -6,6 +6,8 @@ pub mod uprobe;
 
 pub mod health;
 
+pub mod memory;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,6 +15,7 @@ use std::{
 
 use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
 
+use self::memory::Resident;
 use crate::target::maps::AddressSpace;
 
 /// What a source has counted in one process, as addresses and numbers.
@@ -24,6 +27,8 @@ pub struct RawHeap {
     pub comm: String,
     /// Its executable's path.
     pub exe: String,
+    /// The id of the container that it runs in.
+    pub container: Option<String>,
     /// When counting began.
     pub started: SystemTime,
     /// How long it had gone on when these numbers were taken.
@@ -42,9 +47,17 @@ pub struct RawHeap {
     pub allocators: Vec<String>,
     /// What was lost or guessed.
     pub counters: Counters,
+    /// What the process had resident; `None` where that was not to be read.
+    pub memory: Option<Resident>,
 }
 
 impl RawHeap {
+    /// Bytes in use, of those allocated since counting began.
+    pub fn inuse_bytes(&self) -> u64 {
+        let inuse = |entry: &RawEntry| entry.totals.alloc_bytes.saturating_sub(entry.totals.freed_bytes);
+        self.entries.iter().map(inuse).fold(0, u64::saturating_add)
+    }
+
     /// The heap of a process that has allocated nothing.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
@@ -52,6 +65,7 @@ impl RawHeap {
             pid: 1,
             comm: "guest".to_owned(),
             exe: "/bin/guest".to_owned(),
+            container: None,
             started: SystemTime::UNIX_EPOCH,
             duration: Duration::from_secs(10),
             blind: Duration::ZERO,
@@ -61,6 +75,7 @@ impl RawHeap {
             unprobed: Vec::new(),
             allocators: vec!["glibc".to_owned()],
             counters: Counters::default(),
+            memory: None,
         }
     }
 }

@@ -8,8 +8,10 @@ use super::{
     layout::Place,
     mapping::read,
     maps::{AddressSpace, Module, Range},
+    memory,
     separate::Places,
     site::{Choice, branch_targets, choose},
+    thread_stacks::StackPointers,
 };
 use crate::fuzzing::Input;
 
@@ -69,13 +71,14 @@ fn check_allocator(file: &File, has_allocator: bool) {
     }
 }
 
-/// The lines of `/proc/PID/maps`, at two looks.
+/// The lines of `/proc/PID/maps`, at two looks, and as they are in `smaps`.
 pub fn maps(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let length = usize::from(input.half());
     let (first, second) = (input.bytes(length), input.rest());
     let mut space = AddressSpace::default();
     for look in [first, second] {
+        check_sizes(look);
         let Ok(maps) = read(look) else { continue };
         let before = space.ranges().len();
         // There is no thread 0, and there are no files.
@@ -87,6 +90,14 @@ pub fn maps(bytes: &[u8]) {
         assert_eq!(space.ranges().len(), known, "the same look twice finds something new");
         check_ranges(&space);
     }
+}
+
+fn check_sizes(smaps: &[u8]) {
+    let Ok(usage) = memory::read(smaps, &StackPointers::default()) else { return };
+    let largest =
+        [usage.anonymous_bytes, usage.file_bytes, usage.shared_bytes, usage.other_bytes].into_iter().max();
+    assert!(Some(usage.resident_bytes()) >= largest, "{usage:?}");
+    assert!(!smaps.is_empty() || usage.resident_bytes() == 0, "{usage:?}");
 }
 
 fn check_ranges(space: &AddressSpace) {

@@ -18,6 +18,8 @@ pub(super) struct Mapping {
     /// First address behind it.
     pub(super) end: u64,
     pub(super) is_executable: bool,
+    /// Whether the process may do anything at all with it, which it may not with the guard below a stack.
+    pub(super) is_accessible: bool,
     /// Offset in the file of the first address, in bytes.
     pub(super) offset: u64,
     /// Which file; `None` for memory that no file stands for.
@@ -61,7 +63,7 @@ pub(super) fn read(mut maps: impl BufRead) -> io::Result<Vec<Mapping>> {
 
 impl Mapping {
     /// Reads `55d0-55d4 r-xp 00001000 fe:01 123   /usr/bin/x` (proc_pid_maps(5)); `None` where it is no such line.
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.splitn(6, |byte| *byte == b' ');
         let (start, end) = pair(fields.next()?, b'-')?;
         let access = fields.next()?;
@@ -74,7 +76,9 @@ impl Mapping {
         // The kernel's own names are in brackets, also that of shared memory, which has an inode.
         let is_file = number != 0 && !name.starts_with(b"[");
         let is_executable = access.get(2) == Some(&b'x');
-        Some(Self { start, end, is_executable, offset, inode: is_file.then_some(inode), name })
+        let is_accessible = !access.starts_with(b"---");
+        let inode = is_file.then_some(inode);
+        Some(Self { start, end, is_executable, is_accessible, offset, inode, name })
     }
 }
 

@@ -16,13 +16,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::{
     mapping::{Mapping, executable},
     process::{ProcessError, live_thread},
+    root::name_inside,
     version::Version,
 };
 
 /// A file that is mapped executable.
 #[derive(Clone, Debug)]
 pub struct Module {
-    /// The file's name, as the process's mount namespace has it.
+    /// The file's name, as the process has it: in its mount namespace, from its root directory on.
     pub path: String,
     /// The file, opened through the mapping itself; `None` where that was refused.
     pub file: Option<Arc<File>>,
@@ -205,7 +206,8 @@ impl AddressSpace {
         let file = File::open(format!("/proc/{thread}/map_files/{start:x}-{end:x}")).ok().map(Arc::new);
         let version = file.as_deref().map(Version::of);
         let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
-        let path = String::from_utf8_lossy(name.strip_suffix(b" (deleted)").unwrap_or(name)).into_owned();
+        let name = name_inside(thread, name.strip_suffix(b" (deleted)").unwrap_or(name));
+        let path = String::from_utf8_lossy(name).into_owned();
         self.modules.push(Module { path, file, build_id, version, inode: Some(inode) });
         let module = self.modules.len() - 1;
         self.by_inode.insert(inode, (module, versions + 1));

@@ -14,6 +14,12 @@ mod mapping;
 
 pub mod maps;
 
+pub mod memory;
+
+mod thread_stacks;
+
+pub mod container;
+
 pub mod layout;
 
 pub mod root;

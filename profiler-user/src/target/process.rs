@@ -1,9 +1,13 @@
 //! A process that can be profiled, checked once and held by a pidfd.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Read},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::PathBuf,
 };
 
@@ -13,6 +17,8 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
+
+use super::root::name_inside;
 
 /// Why a process cannot be profiled.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +141,8 @@ impl Process {
         }
         let exe =
             std::fs::read_link(&exe_link).map_err(unreadable("the executable's name (/proc/PID/exe)"))?;
-        Ok(Self { exe, ..process })
+        let exe = name_inside(thread, exe.as_os_str().as_bytes());
+        Ok(Self { exe: PathBuf::from(OsStr::from_bytes(exe)), ..process })
     }
 
     /// The process's PID, as this PID namespace numbers it.
@@ -148,7 +155,7 @@ impl Process {
         &self.comm
     }
 
-    /// The executable's path, as the process's own mount namespace names it.
+    /// The executable's path, as the process itself names it.
     pub fn exe(&self) -> &std::path::Path {
         &self.exe
     }

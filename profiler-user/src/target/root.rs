@@ -8,7 +8,7 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     },
     path::Path,
 };
@@ -63,11 +63,37 @@ impl Root {
     }
 }
 
+/// A file's name as a process itself has it.
+///
+/// The kernel tells others the name from the top of the process's mount namespace. That is another where the process's root
+/// directory is not that top (chroot(2)); a file that is not in there keeps its name.
+pub(crate) fn name_inside(thread: u32, name: &[u8]) -> &[u8] {
+    // What is told of the root directory begins at the same place.
+    let root = std::fs::read_link(format!("/proc/{thread}/root"));
+    root.map_or(name, |root| strip(name, root.as_os_str().as_bytes()))
+}
+
+fn strip<'name>(name: &'name [u8], root: &[u8]) -> &'name [u8] {
+    name.strip_prefix(root).filter(|rest| rest.starts_with(b"/")).unwrap_or(name)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::symlink, process::Command};
 
     use super::*;
+
+    #[test]
+    fn names_begin_at_the_root_directory() {
+        assert_eq!(strip(b"/srv/root/bin/x", b"/srv/root"), b"/bin/x");
+        assert_eq!(strip(b"/srv/rooted/bin/x", b"/srv/root"), b"/srv/rooted/bin/x");
+        assert_eq!(strip(b"/bin/x", b"/srv/root"), b"/bin/x");
+        assert_eq!(strip(b"/bin/x", b"/"), b"/bin/x");
+        assert_eq!(strip(b"/srv/root", b"/srv/root"), b"/srv/root");
+        assert_eq!(strip(b"/\xff/x", b"/\xff"), b"/x");
+        assert_eq!(name_inside(u32::MAX, b"/bin/x"), b"/bin/x");
+        assert_eq!(name_inside(std::process::id(), b"/bin/x"), b"/bin/x");
+    }
 
     #[test]
     fn links_stay_inside_the_root_and_pipes_are_not_opened() {

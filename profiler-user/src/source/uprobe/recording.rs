@@ -24,10 +24,11 @@ use super::{
     stacks::StackTable,
 };
 use crate::{
-    source::{RawEntry, RawHeap, StackRef},
+    source::{RawEntry, RawHeap, StackRef, memory::Watch},
     target::{
         Process,
         allocator::{self, Findings},
+        container,
         maps::AddressSpace,
         process::{ProcessError, live_threads},
         rows::RowSource,
@@ -100,6 +101,8 @@ pub struct Recording {
     ended: Mutex<Option<Duration>>,
     /// How long calls were not seen.
     blind: Mutex<Duration>,
+    container: Option<String>,
+    watch: Mutex<Option<Watch>>,
 }
 
 impl Recording {
@@ -161,6 +164,7 @@ impl Recording {
             .insert(TotalsKey::overflow(pid), overflow_totals(), 0)
             .map_err(map_refused("TOTALS"))?;
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
+        let watch = Watch::begin(pid);
         // From here on it counts: all functions at once.
         targets.insert(pid, capacities.stack_depth, is_witnessed)?;
         Ok(Self {
@@ -177,6 +181,8 @@ impl Recording {
             began: Instant::now(),
             ended: Mutex::new(None),
             blind: Mutex::default(),
+            container: container::of(pid),
+            watch: Mutex::new(watch),
         })
     }
 
@@ -227,7 +233,7 @@ impl Recording {
         lock(&self.findings).unprobed(&space)
     }
 
-    /// How the recording is going.
+    /// How the recording is going. What the process has resident is noted, in case that it ends.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
         let stacks = self.drain.ask(|table| table.stacks().len()).ok_or(RecordError::Drained)?;
         let kernel = lock(&self.kernel);
@@ -241,6 +247,9 @@ impl Recording {
         let counters = kernel.counters.get(&pid, 0).map_err(map_refused("COUNTERS"))?;
         let losses = REGISTRY.iter().filter(|description| description.severity == Severity::Loss);
         vitals.losses = losses.map(|description| counters.get(description.counter)).sum();
+        if let (None, Some(watch)) = (*lock(&self.ended), &mut *lock(&self.watch)) {
+            watch.note(vitals.inuse_bytes);
+        }
         Ok(vitals)
     }
 
@@ -261,12 +270,17 @@ impl Recording {
 
     /// What has been counted so far. Neither stops nor resets anything.
     pub fn snapshot(&self) -> Result<RawHeap, RecordError> {
-        let duration = lock(&self.ended).unwrap_or_else(|| self.began.elapsed());
+        let ended = *lock(&self.ended);
+        let duration = ended.unwrap_or_else(|| self.began.elapsed());
         let (entries, counters) = {
             let kernel = lock(&self.kernel);
             let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
             (totals_of(&kernel)?, counters)
         };
+        let memory = lock(&self.watch).as_ref().and_then(|watch| match ended {
+            Some(duration) => watch.last(self.began + duration),
+            None => watch.glance().or_else(|| watch.last(Instant::now())),
+        });
         // Stacks are asked for after the counts were read, so that those of the entries have arrived.
         let resolve = move |table: &StackTable| {
             let entries = entries
@@ -288,6 +302,7 @@ impl Recording {
             pid: self.process.pid(),
             comm: self.process.comm().to_owned(),
             exe: self.process.exe().to_string_lossy().trim_end_matches(" (deleted)").to_owned(),
+            container: self.container.clone(),
             started: self.started,
             duration,
             blind: *lock(&self.blind),
@@ -297,6 +312,7 @@ impl Recording {
             allocators: lock(&self.labels).clone(),
             space,
             counters,
+            memory,
         })
     }
 
@@ -312,6 +328,9 @@ impl Recording {
         }
         lock(&self.targets).remove(self.process.pid());
         *ended = Some(self.began.elapsed());
+        if let Some(watch) = &mut *lock(&self.watch) {
+            watch.finish();
+        }
         // It takes seconds to take all of them out, in which the numbers can be looked at.
         let probes = std::mem::take(&mut *lock(&self.probes));
         *lock(&self.detaching) =
