@@ -18,6 +18,7 @@ fn run_twice(variant: Variant) {
         "dying-thread",
         "deep",
         "abandoned",
+        "entered-midway",
         "interposed",
         "fork",
         "leader",

@@ -118,12 +118,10 @@ pub struct Findings {
 impl Findings {
     /// The files that have a `malloc` which is not probed.
     pub fn unprobed(&self, space: &AddressSpace) -> Vec<String> {
-        self.passed
-            .iter()
-            .filter(|passed| matches!(passed.verdict, Verdict::Unprobed(_)))
-            .filter_map(|passed| space.modules().get(passed.module))
-            .map(|module| module.path.clone())
-            .collect()
+        let passed = self.passed.iter().filter(|passed| matches!(passed.verdict, Verdict::Unprobed(_)));
+        let halves = self.allocators.iter().filter(|allocator| allocator.lacks_malloc());
+        let modules = passed.map(|passed| passed.module).chain(halves.map(|allocator| allocator.module));
+        modules.filter_map(|module| space.modules().get(module)).map(|module| module.path.clone()).collect()
     }
 
     /// The names of the allocators, in the order in which they were found: what a label says.
@@ -145,6 +143,13 @@ impl Findings {
 }
 
 impl Allocator {
+    /// Whether its malloc is among what cannot be probed.
+    fn lacks_malloc(&self) -> bool {
+        let malloc = format!("{}malloc", self.family.prefix);
+        let is_malloc = |name: &str| name == malloc || name == "malloc";
+        self.unhooked.iter().any(|(name, _)| is_malloc(name))
+    }
+
     /// Its name, for people: that of its kind, or of its file where nothing else is known.
     pub fn label(&self, space: &AddressSpace) -> String {
         if self.family.has_marks() {
