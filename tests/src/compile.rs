@@ -92,6 +92,7 @@ pub fn program_as(name: &str, variant: Variant) -> PathBuf {
     program = match name {
         "constructor" => program.flags(&["-l:libconstructor.so"]),
         // Bound at the first call, whatever the compiler's own default.
+        "loads-allocator" => program.flags(&["-ldl"]),
         "lazy" => program.flags(&["-l:liblazy.so", "-Wl,-z,lazy"]),
         _ => program,
     };

@@ -158,8 +158,7 @@ pub fn redis_server(options: &[&str]) -> Recorded {
     let socket = folder.path().join("socket");
     let mut redis = Command::new("/usr/bin/redis-server");
     redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder.path());
-    // Debian's comes with jemalloc, which is not probed. What calls it is the same with glibc's in its place.
-    redis.env("LD_PRELOAD", "libc.so.6").stdin(Stdio::null()).stdout(Stdio::piped());
+    redis.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut process = Process::spawn(redis);
     let mut log = Lines::of(process.child().stdout.take().expect("stdout is piped"));
     log.find("redis to be ready", |line| line.contains("now ready to accept connections at"));
@@ -176,6 +175,35 @@ pub fn redis_server(options: &[&str]) -> Recorded {
     commands += "FLUSHALL\r\nPING\r\n";
     converse(&socket, &commands, "+PONG\r\n");
     recording.finish()
+}
+
+/// A server that counts for itself what it has in use, by its allocator's sizes: what it says that it has taken in while it
+/// was recorded, in bytes.
+pub fn redis_server_with_its_own_count() -> (Recorded, i64) {
+    let folder = tempfile::tempdir().expect("a folder for the socket");
+    let socket = folder.path().join("socket");
+    let mut redis = Command::new("/usr/bin/redis-server");
+    redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder.path());
+    redis.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = Process::spawn(redis);
+    let mut log = Lines::of(process.child().stdout.take().expect("stdout is piped"));
+    log.find("redis to be ready", |line| line.contains("now ready to accept connections at"));
+    let used = || {
+        let info = converse(&socket, "INFO memory\r\nPING\r\n", "+PONG\r\n");
+        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+        line.expect("redis says what it has").trim().parse::<i64>().expect("a number")
+    };
+    let before = used();
+    let recording = Recording::attach(process.pid());
+    let mut commands = String::new();
+    for number in 0..5000 {
+        commands += &format!("SET key:{number} {}\r\n", "value".repeat(100));
+    }
+    commands += "PING\r\n";
+    converse(&socket, &commands, "+PONG\r\n");
+    let recorded = recording.finish();
+    let after = used();
+    (recorded, after - before)
 }
 
 /// A program that comes with every JVM and works long enough that its own code is compiled, from its start.

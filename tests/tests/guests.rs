@@ -30,6 +30,7 @@ fn run_twice(variant: Variant) {
         "clones",
         "frames",
         "lazy",
+        "loads-allocator",
         "coroutine",
         "staircase",
         "containers",

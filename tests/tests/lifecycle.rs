@@ -45,6 +45,29 @@ fn a_target_that_is_killed_ends_the_recording() {
 }
 
 #[test]
+fn an_allocator_that_is_loaded_later_is_counted_beside_the_first_and_by_its_own_name() {
+    let mut guest = Guest::start("loads-allocator");
+    let mut recording = Recording::attach(guest.pid());
+    guest.command("run");
+    guest.command("load libmimalloc.so.2");
+    let line = recording.stderr_line("heaptap: mimalloc");
+    assert!(line.contains("counted from now on"), "{line}");
+    guest.command("run");
+    let ledger = guest.ledger();
+    let recorded = recording.finish();
+    let profile = recorded.profile();
+    ledger.assert_equals(&profile);
+    for stack in &profile.stacks {
+        let is_loaded = stack.functions.iter().any(|name| name.starts_with("call_loaded"));
+        let is_own = stack.functions.iter().any(|name| name == "call_own");
+        let allocator = stack.labels.get("allocator").map(String::as_str);
+        assert!(!is_loaded || allocator == Some("mimalloc"), "{stack:#?}");
+        assert!(!is_own || allocator == Some("glibc"), "{stack:#?}");
+    }
+    guest.exit();
+}
+
+#[test]
 fn a_target_killed_at_work_leaves_a_profile() {
     let mut guest = Guest::start("churn");
     let recording = Recording::attach(guest.pid());
