@@ -92,8 +92,7 @@ impl Verdict {
         match self {
             Self::NoAllocator => "has no malloc".to_owned(),
             Self::Stripped => {
-                "is static and stripped, so that its malloc cannot be found; an unstripped copy (--symbols \
-                               FILE) or its debug package would tell"
+                "is static and stripped, so that its malloc cannot be found; its debug package, or a debug file in a --debug-dir, would tell"
                     .to_owned()
             }
             Self::Unprobed(functions) => {
