@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::guest::Guest;
@@ -152,16 +152,22 @@ pub fn nginx(options: &[&str]) -> Recorded {
     recording.finish()
 }
 
-/// A server of data structures with some of each.
-pub fn redis_server(options: &[&str]) -> Recorded {
-    let folder = tempfile::tempdir().expect("a folder for the socket");
-    let socket = folder.path().join("socket");
+/// A server that is ready, what it goes on to say, and its socket, which is in `folder`.
+fn start_redis(folder: &Path) -> (Process, Lines, PathBuf) {
+    let socket = folder.join("socket");
     let mut redis = Command::new("/usr/bin/redis-server");
-    redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder.path());
+    redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder);
     redis.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut process = Process::spawn(redis);
     let mut log = Lines::of(process.child().stdout.take().expect("stdout is piped"));
     log.find("redis to be ready", |line| line.contains("now ready to accept connections at"));
+    (process, log, socket)
+}
+
+/// A server of data structures with some of each.
+pub fn redis_server(options: &[&str]) -> Recorded {
+    let folder = tempfile::tempdir().expect("a folder for the socket");
+    let (process, _log, socket) = start_redis(folder.path());
     let recording = Recording::attach_with(process.pid(), options);
     let mut commands = String::new();
     for number in 0..1000 {
@@ -181,13 +187,7 @@ pub fn redis_server(options: &[&str]) -> Recorded {
 /// was recorded, in bytes.
 pub fn redis_server_with_its_own_count() -> (Recorded, i64) {
     let folder = tempfile::tempdir().expect("a folder for the socket");
-    let socket = folder.path().join("socket");
-    let mut redis = Command::new("/usr/bin/redis-server");
-    redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder.path());
-    redis.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut process = Process::spawn(redis);
-    let mut log = Lines::of(process.child().stdout.take().expect("stdout is piped"));
-    log.find("redis to be ready", |line| line.contains("now ready to accept connections at"));
+    let (process, _log, socket) = start_redis(folder.path());
     let used = || {
         let info = converse(&socket, "INFO memory\r\nPING\r\n", "+PONG\r\n");
         let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
