@@ -1,8 +1,10 @@
 //! Which allocators a process has, and where to probe them.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeSet, HashMap, HashSet},
     fs::File,
+    ops::Range,
     sync::LazyLock,
 };
 
@@ -266,7 +268,8 @@ struct Text<'file> {
     file: &'file File,
     /// The sections looked at so far, with where jumps in them lead.
     sections: Vec<(Code, BTreeSet<u64>)>,
-    unwind: Option<UnwindInfo>,
+    /// Where its functions are, once that was asked for: most files have no allocator.
+    unwind: OnceCell<Option<UnwindInfo>>,
     /// What the loader writes where, as addresses, once that was asked for.
     slots: Option<HashMap<u64, u64>>,
 }
@@ -276,7 +279,7 @@ const STUB_BYTES: usize = 11;
 
 impl<'file> Text<'file> {
     fn new(file: &'file File) -> Self {
-        Self { file, sections: Vec::new(), unwind: UnwindInfo::load(file).ok().flatten(), slots: None }
+        Self { file, sections: Vec::new(), unwind: OnceCell::new(), slots: None }
     }
 
     /// Where a jump to an offset leads: to itself, or, where that is a stub for a function of this file, to that function.
@@ -288,10 +291,15 @@ impl<'file> Text<'file> {
         functions.offset_of(*slots.get(&slot)?)
     }
 
+    /// The function, or part of one, that holds an address, by the file's unwind information.
+    fn described(&self, address: u64) -> Option<Range<u64>> {
+        self.unwind.get_or_init(|| UnwindInfo::load(self.file).ok().flatten()).as_ref()?.function_at(address)
+    }
+
     /// The function, or part of one, that holds an offset, if it has no more than `most_bytes`.
     fn part(&self, offset: u64, most_bytes: u64, functions: &Functions) -> Option<Part> {
         let address = functions.address_at(offset)?;
-        let described = self.unwind.as_ref().and_then(|unwind| unwind.function_at(address));
+        let described = self.described(address);
         // musl has no unwind information.
         let described = described.or_else(|| functions.range_at(address))?;
         let start = functions.offset_of(described.start)?;
@@ -418,7 +426,7 @@ fn place(function: &Function, functions: &Functions, text: &mut Text<'_>) -> Res
     if let Some(holder) = functions.holder(address) {
         return Err(format!("points into {holder}"));
     }
-    let described = text.unwind.as_ref().and_then(|unwind| unwind.function_at(address));
+    let described = text.described(address);
     if described.is_some_and(|described| described.start != address) {
         return Err("points into the middle of a function".to_owned());
     }

@@ -1,6 +1,6 @@
 //! How to go on from any pc of a process: by what its file says, by frame pointer, or not at all.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, path::PathBuf};
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
 
 use profiler_common::{
     target::is_hijacked,
@@ -39,9 +39,9 @@ const SIGNAL_RETURN_BYTES: usize = 9;
 const INFO_LIMIT_BYTES: usize = 1 << 30;
 
 impl RowSource {
-    /// Rows of the process `pid`. Debug files are looked for in `debug_dirs` and where they usually are.
-    pub fn new(pid: u32, debug_dirs: Vec<PathBuf>) -> Self {
-        Self { pid, places: Places::of(pid, debug_dirs), files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
+    /// Rows of the process `pid`, whose debug files are looked for in `places`.
+    pub fn new(pid: u32, places: Places) -> Self {
+        Self { pid, places, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
     }
 
     /// Reads the unwind information of every file that is mapped now.
@@ -208,7 +208,8 @@ mod tests {
 
     /// The row at a function, with what is found beside the file in these directories.
     fn row(guest: &Guest, function: &str, debug_dirs: &[&Path]) -> Row {
-        let mut source = RowSource::new(u32::MAX, debug_dirs.iter().map(|path| path.to_path_buf()).collect());
+        let debug_dirs = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
+        let mut source = RowSource::new(u32::MAX, Places::of(u32::MAX, debug_dirs));
         source.places.in_root(Root::at(guest.root.path()).ok());
         let module = guest.module();
         let (offset, _) = guest.place(function, 1);
@@ -255,7 +256,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_there_is_room_for() {
         let guest = guest(&[]);
-        let mut source = RowSource::new(u32::MAX, Vec::new());
+        let mut source = RowSource::new(u32::MAX, Places::default());
         source.left_bytes = 1;
         let module = guest.module();
         let loaded = UnwindInfo::load(module.file.as_deref().unwrap());

@@ -7,6 +7,7 @@ use profiler_common::unwind::{ReadMemory, Regs, WalkEnd, step};
 use profiler_user::source::uprobe::capture::CapturedStack;
 use profiler_user::target::maps::{AddressSpace, Content, Module, Range};
 use profiler_user::target::rows::RowSource;
+use profiler_user::target::separate::Places;
 
 use super::captured::View;
 use super::files::Files;
@@ -38,7 +39,7 @@ impl Replay {
             };
             ranges.push(Range { start: range.start, end: range.end, offset: range.offset, content });
         }
-        Self { space: AddressSpace::of(modules, ranges), rows: RowSource::new(NOBODY, Vec::new()) }
+        Self { space: AddressSpace::of(modules, ranges), rows: RowSource::new(NOBODY, Places::default()) }
     }
 
     /// Walks a stack from where heaptap began, and no further than it came.

@@ -136,7 +136,7 @@ impl Recording {
         let pid = process.pid();
         let mut space = AddressSpace::default();
         space.refresh(pid)?;
-        let places = Places::of(pid, debug_dirs.clone());
+        let places = Places::of(pid, debug_dirs);
         let mut findings = Findings::default();
         allocator::find(&space, &places, &mut findings);
         if findings.allocators.is_empty() {
@@ -151,7 +151,7 @@ impl Recording {
         let probes = attach_to(&kernel, &process, &findings, 0, &space)?;
         attach_lifecycle(&kernel)?;
         let is_witnessed = capture.is_some();
-        let source = RowSource::new(pid, debug_dirs);
+        let source = RowSource::new(pid, places.clone());
         let mut learner = Learner::new(pid, capacities.stack_depth, teaching, source, capture);
         learner.prepare(&space);
         for allocator in &findings.allocators {
