@@ -6,8 +6,9 @@ use super::{args::InspectArgs, error::CliError};
 use crate::profile::printable::Printable;
 use crate::target::{
     Process,
-    allocator::{self, Allocator, Back, Findings},
+    allocator::{self, Allocator, Findings},
     container,
+    hooks::Back,
     maps::AddressSpace,
     separate::Places,
     site::Choice,

@@ -1,28 +1,24 @@
 //! Which allocators a process has, and where to probe them.
 
 use std::{
-    cell::OnceCell,
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fs::File,
-    ops::Range,
     sync::LazyLock,
 };
 
 use object::ReadRef;
-use profiler_common::call::Shape;
 
 use super::{
     calls,
-    cfi::UnwindInfo,
-    elf::{self, Code, ElfError},
+    elf::ElfError,
     family::{self, FAMILIES, Family},
-    functions::{Function, Functions},
+    functions::Functions,
+    hooks::{self, Hook},
     image::{Cache, Image},
     maps::{AddressSpace, Content, Module},
     mini,
-    returns::{self, Destination, Part},
     separate::Places,
-    site::{self, Site},
+    text::Text,
 };
 
 /// An allocator in a mapped file.
@@ -38,30 +34,6 @@ pub struct Allocator {
     pub unhooked: Vec<(String, String)>,
     /// What calls return to that its functions make: offsets in the file.
     pub calls: BTreeSet<u64>,
-}
-
-/// A function to probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hook {
-    /// Its names: aliases stand at the same place.
-    pub names: Vec<String>,
-    /// How it takes its arguments.
-    pub shape: Shape,
-    /// Where the probe goes.
-    pub site: Site,
-    /// How it is seen to come back.
-    pub back: Back,
-}
-
-/// How a function is seen to come back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Back {
-    /// Not at all: it gives nothing.
-    Unseen,
-    /// By a return probe, as it throws nothing.
-    ReturnProbe,
-    /// By probes on these `ret` instructions, offsets in the file, as it may throw.
-    Rets(BTreeSet<u64>),
 }
 
 /// What was found in a mapped file that is not probed.
@@ -211,7 +183,7 @@ pub(super) fn examine(index: usize, module: &Module, places: &Places) -> Result<
     let mut allocators = Vec::new();
     let mut unprobed = Vec::new();
     for family in families(&functions) {
-        let (hooks, unhooked) = hooks(family, &functions, &mut text, &mut taken);
+        let (hooks, unhooked) = hooks::find(family, &functions, &mut text, &mut taken);
         if hooks.is_empty() {
             unprobed.extend(unhooked);
         } else {
@@ -263,201 +235,10 @@ fn look_into<'data, R: ReadRef<'data>>(functions: &mut Functions, data: R) {
     }
 }
 
-/// What a file says of its code.
-struct Text<'file> {
-    file: &'file File,
-    /// The sections looked at so far, with where jumps in them lead.
-    sections: Vec<(Code, BTreeSet<u64>)>,
-    /// Where its functions are, once that was asked for: most files have no allocator.
-    unwind: OnceCell<Option<UnwindInfo>>,
-    /// What the loader writes where, as addresses, once that was asked for.
-    slots: Option<HashMap<u64, u64>>,
-}
-
-/// `endbr64; bnd jmp [rip+…]`
-const STUB_BYTES: usize = 11;
-
-impl<'file> Text<'file> {
-    fn new(file: &'file File) -> Self {
-        Self { file, sections: Vec::new(), unwind: OnceCell::new(), slots: None }
-    }
-
-    /// Where a jump to an offset leads: to itself, or, where that is a stub for a function of this file, to that function.
-    fn behind_stub(&mut self, offset: u64, functions: &Functions) -> Option<u64> {
-        let code = elf::read_at(self.file, offset, STUB_BYTES).ok();
-        let slot = code.and_then(|code| returns::stub_slot(&code, functions.address_at(offset)?));
-        let Some(slot) = slot else { return Some(offset) };
-        let slots = self.slots.get_or_insert_with(|| elf::imports_of_own(self.file).unwrap_or_default());
-        functions.offset_of(*slots.get(&slot)?)
-    }
-
-    /// The function, or part of one, that holds an address, by the file's unwind information.
-    fn described(&self, address: u64) -> Option<Range<u64>> {
-        self.unwind.get_or_init(|| UnwindInfo::load(self.file).ok().flatten()).as_ref()?.function_at(address)
-    }
-
-    /// The function, or part of one, that holds an offset, if it has no more than `most_bytes`.
-    fn part(&self, offset: u64, most_bytes: u64, functions: &Functions) -> Option<Part> {
-        let address = functions.address_at(offset)?;
-        let described = self.described(address);
-        // musl has no unwind information.
-        let described = described.or_else(|| functions.range_at(address))?;
-        let start = functions.offset_of(described.start)?;
-        let size_bytes = described.end.checked_sub(described.start).filter(|size| *size <= most_bytes)?;
-        let bytes = elf::read_at(self.file, start, usize::try_from(size_bytes).ok()?).ok()?;
-        Some(Part { range: start..start.checked_add(size_bytes)?, bytes })
-    }
-
-    fn section(&mut self, offset: u64) -> Option<&(Code, BTreeSet<u64>)> {
-        let holds = |code: &Code| {
-            offset.checked_sub(code.offset).is_some_and(|inside| inside < code.bytes.len() as u64)
-        };
-        let place = match self.sections.iter().position(|(code, _)| holds(code)) {
-            Some(place) => place,
-            None => {
-                let code = elf::code_around(self.file, offset).ok().flatten()?;
-                let targets = site::branch_targets(&code);
-                self.sections.push((code, targets));
-                self.sections.len() - 1
-            }
-        };
-        self.sections.get(place)
-    }
-}
-
-type Unhooked = Vec<(String, String)>;
-
-/// The functions of a family that can be probed, and those that cannot. The places of the first are `taken`.
-fn hooks(
-    family: &Family,
-    functions: &Functions,
-    text: &mut Text<'_>,
-    taken: &mut BTreeSet<u64>,
-) -> (Vec<Hook>, Unhooked) {
-    let mut found: Vec<(String, Shape, Place)> = Vec::new();
-    let mut hooks: Vec<(u64, Hook)> = Vec::new();
-    let mut unhooked = Vec::new();
-    for (name, shape) in family.functions() {
-        for function in chosen(functions, &name) {
-            let place = match place(function, functions, text) {
-                Ok(place) => place,
-                Err(reason) => {
-                    unhooked.push((name.clone(), reason));
-                    continue;
-                }
-            };
-            if !taken.contains(&place.offset) {
-                found.push((name.clone(), shape, place));
-            }
-        }
-    }
-    let places: HashMap<u64, (Shape, Place)> =
-        found.iter().map(|(_, shape, place)| (place.offset, (*shape, place.clone()))).collect();
-    for (name, shape, mut place) in found {
-        // What only jumps to another one of the same kind is that one by another name.
-        for _ in 0..JUMPS_LIMIT {
-            let next =
-                place.leads_to.and_then(|offset| places.get(&offset)).filter(|(next, _)| *next == shape);
-            let Some((_, next)) = next else { break };
-            place = next.clone();
-        }
-        let Place { offset, site, .. } = place;
-        match hooks.iter_mut().find(|(_, hook)| hook.site.offset == site.offset) {
-            Some((_, hook)) if hook.names.contains(&name) => {}
-            Some((_, hook)) if hook.shape == shape => hook.names.push(name),
-            Some((_, hook)) => {
-                unhooked.push((name, format!("shares its code with {}", hook.names.join(", "))));
-            }
-            None => hooks.push((offset, Hook { names: vec![name], shape, site, back: Back::Unseen })),
-        }
-    }
-    taken.extend(hooks.iter().map(|(offset, _)| *offset));
-    let entries: BTreeSet<u64> = hooks.iter().map(|(offset, _)| *offset).collect();
-    for (offset, hook) in &mut hooks {
-        if hook.shape.convention().is_none() {
-            continue;
-        }
-        hook.back = Back::ReturnProbe;
-        if hook.names.iter().any(|name| family::may_throw(name)) {
-            let found = rets(*offset, functions, text, &entries);
-            if !found.unfollowed.is_empty() {
-                let reason = "is not always seen to come back: it jumps to code whose end is not known";
-                unhooked.push((hook.names.join(", "), reason.to_owned()));
-            }
-            hook.back = Back::Rets(found.offsets);
-        }
-    }
-    (hooks.into_iter().map(|(_, hook)| hook).collect(), unhooked)
-}
-
-/// Which of the functions that have a name are meant: those for all to use, else the only one.
-fn chosen<'found>(functions: &'found Functions, name: &str) -> Vec<&'found Function> {
-    let public: Vec<_> = functions.get(name).filter(|function| !function.is_local).collect();
-    if !public.is_empty() {
-        return public;
-    }
-    let mut local: Vec<_> = functions.get(name).collect();
-    local.dedup_by_key(|function| function.address);
-    if local.len() == 1 { local } else { Vec::new() }
-}
-
-/// A function in the file.
-#[derive(Clone)]
-struct Place {
-    /// Where it begins.
-    offset: u64,
-    /// Where the probe goes.
-    site: Site,
-    /// Where its first instruction leads, if that is a jump.
-    leads_to: Option<u64>,
-}
-
-/// Names for the same function, each of which jumps to the next, but not any number of them.
-const JUMPS_LIMIT: usize = 4;
-
-/// Where the function is in the file, and where in it the probe goes; or why there is none.
-///
-/// A symbol may say anything, and a probe in the middle of an instruction would break the program.
-fn place(function: &Function, functions: &Functions, text: &mut Text<'_>) -> Result<Place, String> {
-    let address = function.address;
-    if function.is_chosen_at_load {
-        return Err("is one of several that the loader chose from (IFUNC)".to_owned());
-    }
-    if let Some(holder) = functions.holder(address) {
-        return Err(format!("points into {holder}"));
-    }
-    let described = text.described(address);
-    if described.is_some_and(|described| described.start != address) {
-        return Err("points into the middle of a function".to_owned());
-    }
-    let place = functions.offset_of(address).and_then(|offset| {
-        let (code, targets) = text.section(offset)?;
-        let site = site::choose(code, offset, targets)?;
-        let leads_to = site::first_jump(code, offset).and_then(|to| text.behind_stub(to, functions));
-        Some(Place { offset, site, leads_to })
-    });
-    place.ok_or_else(|| "has no code where its symbol points".to_owned())
-}
-
-/// Where a function comes back, by what is known of where functions end.
-fn rets(
-    offset: u64,
-    functions: &Functions,
-    text: &mut Text<'_>,
-    entries: &BTreeSet<u64>,
-) -> returns::Returns {
-    returns::find(offset, |to, most_bytes| {
-        let to = if to == offset { to } else { text.behind_stub(to, functions)? };
-        if to != offset && entries.contains(&to) {
-            return Some(Destination::Probed);
-        }
-        text.part(to, most_bytes, functions).map(Destination::Part)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::hooks::Back;
 
     fn names(allocator: &Allocator) -> Vec<&str> {
         allocator.hooks.iter().flat_map(|hook| &hook.names).map(String::as_str).collect()

@@ -3,8 +3,9 @@
 use std::fs::File;
 
 use super::{
-    allocator::{self, Hook, Verdict},
+    allocator::{self, Verdict},
     elf::{self, Function},
+    hooks::Hook,
     layout::Place,
     mapping::read,
     maps::{AddressSpace, Module, Range},

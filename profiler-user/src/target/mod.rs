@@ -53,7 +53,11 @@ pub mod returns;
 
 pub mod calls;
 
+mod text;
+
 pub mod family;
+
+pub mod hooks;
 
 pub mod allocator;
 

@@ -11,7 +11,8 @@ use profiler_common::{call::Shape, counters::Counter};
 
 use super::kernel::{Kernel, KernelError, refused};
 use crate::target::{
-    allocator::{Allocator, Back, Hook},
+    allocator::Allocator,
+    hooks::{Back, Hook},
     loader,
     maps::{AddressSpace, Module},
 };
