@@ -38,6 +38,14 @@ pub enum Shape {
     Destroy,
     /// `f(…)`, a block is returned whose size no argument tells: mi_strdup.
     Unsized,
+    /// `f(_, length, _, flags, …)`, the mapping is returned: mmap.
+    Map,
+    /// `f(old, old_length, length, flags, …)`, the mapping is returned: mremap.
+    Remap,
+    /// `f(end)`, 0 is returned where the data segment ends there from now on: brk.
+    Break,
+    /// `f(address, length)`: munmap.
+    Unmap,
 }
 
 impl Shape {
@@ -57,7 +65,10 @@ impl Shape {
             Self::HeapResizeOrFree => (3, 0, 2, 0, Outcome::ReturnedOrFreed),
             Self::Extend => (2, 0, 1, 1, Outcome::Size),
             Self::Expand => (2, 0, 1, 1, Outcome::InPlace),
-            Self::Free | Self::Destroy | Self::Unsized => return None,
+            Self::Map => (2, 0, 0, 0, Outcome::Mapped),
+            Self::Remap => (3, 0, 0, 0, Outcome::Remapped),
+            Self::Break => (0, 0, 0, 0, Outcome::Broke),
+            Self::Free | Self::Destroy | Self::Unsized | Self::Unmap => return None,
         };
         Some(Convention(size | count << 4 | old << 8 | out << 12 | (outcome as u64) << 16))
     }
@@ -77,18 +88,39 @@ pub enum Outcome {
     Size = 3,
     /// The block, which is where it was, or null.
     InPlace = 4,
+    /// The mapping, or −1.
+    Mapped = 5,
+    /// The mapping, which may have moved, or −1.
+    Remapped = 6,
+    /// 0 where the data segment ends where it was to.
+    Broke = 7,
+}
+
+impl Outcome {
+    /// Whether it is a mapping that the function gives, and not a block.
+    #[inline(always)]
+    pub const fn is_mapping(number: u64) -> bool {
+        number >= Self::Mapped as u64
+    }
 }
 
 /// What the kernel side has to know of a function; travels as the probe's cookie.
 ///
 /// From bit 0 on, in fours: which argument, counted from 1, is the size, the count, the old block, and where the block's
-/// address is stored or the block that stays; 0 for none. Bits 16 to 19 have the [`Outcome`]. Bits 24 to 31 say whose
-/// function it is. Bit 32 is set where its returns are seen at its own `ret` instructions.
+/// address is stored or the block that stays; 0 for none. Bits 16 to 19 have the [`Outcome`], and bits 20 to 23 what a call
+/// that is under way is about to do, where the function may do several things. Bits 24 to 31 say whose
+/// function it is. Bit 32 is set where its returns are seen at its own `ret` instructions, and bit 33 where it may come back through
+/// another function that is probed. The bits above say how far behind
+/// the probe the word lies that the function goes by, with a sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Convention(u64);
 
 const BY_RET: u64 = 1 << 32;
+
+const JUMPS: u64 = 1 << 33;
+
+const STATE_BIT: u32 = 34;
 
 impl Convention {
     /// The convention that a cookie stands for.
@@ -111,6 +143,44 @@ impl Convention {
     /// The same, where the function may throw: its returns are seen at its `ret` instructions.
     pub const fn by_ret(self) -> Self {
         Self(self.0 | BY_RET)
+    }
+
+    /// The same, where the function may jump to another one that is probed, and so come back through it.
+    pub const fn jumps(self) -> Self {
+        Self(self.0 | JUMPS)
+    }
+
+    /// Whether the function may come back through another one that is probed.
+    #[inline(always)]
+    pub const fn may_jump(self) -> bool {
+        self.0 & JUMPS != 0
+    }
+
+    /// The same, of a function that goes by a word so far behind its probe; `None` where that is too far.
+    pub const fn with_state_at(self, distance: i64) -> Option<Self> {
+        let high = distance << STATE_BIT;
+        if high >> STATE_BIT != distance {
+            return None;
+        }
+        Some(Self(self.0 & ((1 << STATE_BIT) - 1) | high.cast_unsigned()))
+    }
+
+    /// How far behind its probe the word lies that the function goes by, as an addend.
+    #[inline(always)]
+    pub const fn state_distance(self) -> u64 {
+        (self.0.cast_signed() >> STATE_BIT).cast_unsigned()
+    }
+
+    /// The same, of a call that is about to do one of several things.
+    #[inline(always)]
+    pub const fn with_plan(self, plan: u64) -> Self {
+        Self(self.0 & !(15 << 20) | (plan & 15) << 20)
+    }
+
+    /// Which of several things a call is about to do.
+    #[inline(always)]
+    pub const fn plan(self) -> u64 {
+        self.0 >> 20 & 15
     }
 
     /// Whether returns are seen at the function's `ret` instructions.
@@ -189,7 +259,7 @@ pub struct InFlight {
     pub cookie: u64,
     /// Bytes asked for; saturated where count × size overflows.
     pub size_bytes: u64,
-    /// Hash of the stack at entry.
+    /// Hash of the stack at entry, or [`crate::heap::NESTED_STACK`] where the block is not counted.
     pub stack: u64,
     /// Where the function will store the block's address, or the block that it lets stay; 0 when it returns it.
     pub out_address: u64,
@@ -198,7 +268,9 @@ pub struct InFlight {
     /// That block.
     pub old: LiveBlock,
     /// 1 for a resize whose old block was not null, 0 otherwise.
-    pub resizes: u64,
+    pub resizes: u32,
+    /// The rate at which it is sampled.
+    pub rate: u32,
 }
 
 const _: () = assert!(size_of::<InFlight>() == 88, "no padding");
@@ -217,11 +289,23 @@ mod tests {
         let read = Convention::from_cookie(convention.cookie());
         assert_eq!((read.size_argument(), read.count_argument(), read.old_argument()), (4, 3, 2));
         assert_eq!((read.out_argument(), read.outcome()), (0, Outcome::Returned as u64));
-        assert_eq!((read.allocator(), read.is_by_ret()), (200, true));
+        assert_eq!((read.allocator(), read.is_by_ret(), read.may_jump()), (200, true, false));
+        assert!(convention.jumps().may_jump());
         let stored = Shape::OutAlignSize.convention().unwrap();
         assert_eq!((stored.out_argument(), stored.outcome()), (1, Outcome::Stored as u64));
         assert_eq!((stored.allocator(), stored.is_by_ret()), (0, false));
         assert_eq!(Shape::Free.convention(), None);
+        for distance in [0, 1, -1, 0x1d_2345, (1 << 29) - 1, -(1 << 29)] {
+            let read = Shape::Break.convention().unwrap().of_allocator(255).by_ret();
+            let read = read.with_state_at(distance).unwrap();
+            assert_eq!(read.state_distance().cast_signed(), distance);
+            assert_eq!((read.allocator(), read.is_by_ret()), (255, true));
+            assert!(Outcome::is_mapping(read.outcome()));
+            let planned = read.with_plan(7).with_plan(5);
+            assert_eq!((planned.plan(), planned.with_plan(0)), (5, read));
+        }
+        assert_eq!(convention.with_state_at(1 << 29), None);
+        assert!(!Outcome::is_mapping(convention.outcome()));
     }
 
     #[test]

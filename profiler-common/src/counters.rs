@@ -32,10 +32,22 @@ pub enum Counter {
     DestroyedHeaps = 12,
     /// Allocations whose size the function's arguments do not tell.
     UnsizedAllocations = 13,
+    /// Blocks whose program was replaced.
+    GoneBlocks = 14,
+    /// Changes of mappings that did not reach user space.
+    LostMappings = 15,
+    /// Mappings that were moved or given another length, of which nothing was known.
+    UnknownRemaps = 16,
+    /// Mappings of which it was not known yet whether they were part of an allocator's call.
+    GuessedMappings = 17,
+    /// Children that were to be followed and are not.
+    UnfollowedChildren = 18,
+    /// Blocks that a child has from its parent, of which nothing is known.
+    UninheritedBlocks = 19,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 14;
+pub const COUNTERS: usize = 20;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,12 +162,62 @@ pub const REGISTRY: [Description; COUNTERS] = [
         severity: Severity::Loss,
         help: "allocations not counted because the function is not told how many bytes (mi_strdup)",
     },
+    Description {
+        counter: Counter::GoneBlocks,
+        name: "gone_blocks",
+        severity: Severity::Normal,
+        help: "blocks in use when the process replaced its program (exec), and gone with it; counted as freed",
+    },
+    Description {
+        counter: Counter::LostMappings,
+        name: "lost_mappings",
+        severity: Severity::Loss,
+        help: "mmap, mremap, munmap and brk calls that did not fit the ring buffer: what they mapped or unmapped is not counted",
+    },
+    Description {
+        counter: Counter::UnknownRemaps,
+        name: "unknown_remaps",
+        severity: Severity::Normal,
+        help: "mremap calls on memory that was mapped before the recording began, by an allocator, or from a file; not counted",
+    },
+    Description {
+        counter: Counter::GuessedMappings,
+        name: "guessed_mappings",
+        severity: Severity::Normal,
+        help: "mappings made during an allocator's call before it was known how to walk from the one to the other: taken for the allocator's",
+    },
+    Description {
+        counter: Counter::UnfollowedChildren,
+        name: "unfollowed_children",
+        severity: Severity::Loss,
+        help: "child processes that are not followed because a table or the ring buffer was full",
+    },
+    Description {
+        counter: Counter::UninheritedBlocks,
+        name: "uninherited_blocks",
+        severity: Severity::Loss,
+        help: "blocks missing from what a child has of its parent's because the table of live blocks was full; their frees are unknown_frees",
+    },
 ];
 
 impl Counters {
     /// The count of one counter.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0.get(counter as usize).copied().unwrap_or_default()
+    }
+
+    /// Adds all that others have counted.
+    pub fn add_all(&mut self, others: &Self) {
+        for (count, other) in self.0.iter_mut().zip(others.0) {
+            *count = count.saturating_add(other);
+        }
+    }
+
+    /// Adds to a counter.
+    pub fn add(&mut self, counter: Counter, amount: u64) {
+        if let Some(count) = self.0.get_mut(counter as usize) {
+            *count = count.saturating_add(amount);
+        }
     }
 }
 

@@ -25,6 +25,10 @@ pub enum EventKind {
     CodeAdded = 7,
     /// A [`MissEvent`] of a stack that the kernel has walked, from its leaf on.
     Witness = 8,
+    /// A [`MappingEvent`].
+    Mapping = 9,
+    /// A [`ForkEvent`].
+    Fork = 10,
 }
 
 impl EventKind {
@@ -39,6 +43,8 @@ impl EventKind {
             6 => Self::Chunk,
             7 => Self::CodeAdded,
             8 => Self::Witness,
+            9 => Self::Mapping,
+            10 => Self::Fork,
             _ => return None,
         })
     }
@@ -130,6 +136,67 @@ pub type LargeMiss = MissEvent<MAX_FRAMES, COPY_BYTES>;
 /// A [`MissEvent`] for when there are many of them.
 pub type SmallMiss = MissEvent<FEW_FRAMES, SMALL_COPY_BYTES>;
 
+/// What a program has done to its mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MappingAction {
+    /// Anonymous memory was mapped, where there was nothing.
+    Map = 1,
+    /// Something else was mapped in the place of what was there.
+    Cover = 2,
+    /// Memory is about to be unmapped.
+    Unmap = 3,
+    /// Memory is about to be moved or given another length, by the thread.
+    Leave = 4,
+    /// What left is here now, by this length.
+    Arrive = 5,
+    /// What was to leave has stayed as it was.
+    Stay = 6,
+    /// Anonymous memory was mapped in the place of what was there.
+    Replace = 7,
+}
+
+impl MappingAction {
+    /// The action that a record's number stands for.
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Map,
+            2 => Self::Cover,
+            3 => Self::Unmap,
+            4 => Self::Leave,
+            5 => Self::Arrive,
+            6 => Self::Stay,
+            7 => Self::Replace,
+            _ => return None,
+        })
+    }
+}
+
+/// A change of mappings that the allocators did not make. What takes memory away is sent before that happens, what brings some
+/// after it: so two threads' records of the same addresses are in order.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MappingEvent {
+    /// [`EventKind::Mapping`].
+    pub kind: u32,
+    /// The target's tgid.
+    pub tgid: u32,
+    /// The [`MappingAction`].
+    pub action: u32,
+    /// How often the target had replaced its program.
+    pub image: u32,
+    /// The thread that does it.
+    pub thread: u32,
+    /// The number of the functions' "allocator".
+    pub allocator: u32,
+    /// The first address.
+    pub address: u64,
+    /// The length, in bytes.
+    pub length_bytes: u64,
+    /// Hash of the stack, as in `TOTALS`; 0 where none is wanted.
+    pub stack: u64,
+}
+
 /// Something that happened to a target as a whole.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -140,8 +207,29 @@ pub struct ProcessEvent {
     pub tgid: u32,
 }
 
+/// A process that is watched from now on: a child of one that is. Sent before its first instruction, and behind all that its
+/// parent sent before.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ForkEvent {
+    /// [`EventKind::Fork`].
+    pub kind: u32,
+    /// The child's tgid.
+    pub tgid: u32,
+    /// The parent's tgid.
+    pub parent: u32,
+    /// What its [`crate::target::Target::image`] begins with.
+    pub image: u32,
+    /// What its [`crate::target::Target::epoch`] begins with.
+    pub epoch: u32,
+    /// 1 where it has replaced its program already, and has nothing of its parent's.
+    pub is_empty: u32,
+}
+
 const _: () = assert!(size_of::<StackEvent<MAX_FRAMES>>() == 24 + 8 * MAX_FRAMES, "no padding");
 const _: () = assert!(size_of::<LargeMiss>() == 72 + 8 * MAX_FRAMES + COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<SmallMiss>() == 72 + 8 * FEW_FRAMES + SMALL_COPY_BYTES, "no padding");
 const _: () = assert!(size_of::<ChunkEvent>() == 32 + COPY_BYTES, "no padding");
+const _: () = assert!(size_of::<MappingEvent>() == 48, "no padding");
 const _: () = assert!(size_of::<ProcessEvent>() == 8, "no padding");
+const _: () = assert!(size_of::<ForkEvent>() == 24, "no padding");

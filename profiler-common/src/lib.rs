@@ -13,6 +13,8 @@ pub mod call;
 
 pub mod unwind;
 
+pub mod sampling;
+
 pub mod heap;
 
 pub mod event;

@@ -53,6 +53,12 @@ pub const LARGEST_DEFAULT_MAX_LIVE: u32 = 1 << 24;
 /// own, in slots of 128 B; 32 MiB when all of them are in use.
 pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
+/// Size classes that can be counted of what has no room among the (stack, size class) pairs, for all processes: some 200 for each of
+/// their programs and allocators.
+///
+/// Entries are allocated as they come; the bucket array has 1 MiB.
+pub const MAX_OVERFLOWS: u32 = 1 << 16;
+
 /// Default size of the ring buffer that carries new stacks to user space, in bytes.
 ///
 /// A [`StackEvent`] has half a KiB, or 4 where it is deep; a stack that is yet to be learned is a [`SmallMiss`] of 12 KiB, or a

@@ -11,9 +11,27 @@ pub struct Target {
     pub epoch: u32,
     /// Frames kept of a stack, counted from the leaf; at least 1.
     pub depth: u32,
-    /// 1 while the loader is removing objects.
-    pub is_removing: u32,
+    /// Raised when the process replaces its program, and its heap with it.
+    pub image: u32,
     /// 1 where each new stack is to be sent with the registers and the memory that it was walked in.
+    pub is_witnessed: u8,
+    /// 1 where the processes that it forks are watched as well, and theirs.
+    pub follows: u8,
+    /// 1 while the loader is removing objects.
+    pub is_removing: u8,
+    /// 1 once the process's first thread has ended: its number may be another process's from some time on.
+    pub is_headless: u8,
+}
+
+/// What is to be done for a process that still has its parent's memory, the value of the `SHARING` map; the key is its tgid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sharing {
+    /// The tgid of the process that made it.
+    pub parent: u32,
+    /// [`Target::depth`] of the parent.
+    pub depth: u32,
+    /// [`Target::is_witnessed`] of the parent.
     pub is_witnessed: u32,
 }
 
@@ -21,6 +39,12 @@ pub struct Target {
 const PAGE_BYTES: u64 = 4096;
 
 impl Target {
+    /// Whose blocks those are that the process with this tgid has now: the program that it runs.
+    #[inline(always)]
+    pub const fn owner(&self, tgid: u32) -> u64 {
+        tgid as u64 | (self.image as u64) << 32
+    }
+
     /// Always false, in a way that no compiler can see.
     ///
     /// Kernels from 6.13 give a program of this kind a private per-CPU stack unless it can make a tail
@@ -46,6 +70,7 @@ pub const fn is_hijacked(address: u64, trampoline: u64) -> bool {
 }
 
 const _: () = assert!(size_of::<Target>() == 16, "no padding");
+const _: () = assert!(size_of::<Sharing>() == 12, "no padding");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.

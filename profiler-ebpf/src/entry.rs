@@ -11,28 +11,35 @@ use aya_log_ebpf::debug;
 use profiler_common::{
     call::{Convention, InFlight, Outcome, array_bytes},
     counters::Counter,
-    heap::{LiveBlock, UNLEARNED_STACK},
+    heap::{LiveBlock, NESTED_STACK, UNLEARNED_STACK},
+    sampling::NOT_KEPT,
     target::Target,
     unwind::ReadMemory,
 };
 
 use crate::{
     counters::count,
-    inflight,
-    maps::{self, INFLIGHT, NO_PROGRAMS},
+    inflight, mapping,
+    maps::{self, INFLIGHT, NO_PROGRAMS, TARGETS},
     memory::UserMemory,
-    record, release, unwind,
+    record, release, sampling, unwind,
 };
 
 /// What is to be done for a process, asked by a uprobe program; `None` when nothing is.
 #[inline(always)]
 pub fn target(ctx: &impl EbpfContext, tgid: u32) -> Option<Target> {
     let target = maps::target(tgid)?;
+    keep_kernel_stack(ctx, &target);
+    Some(target)
+}
+
+/// Has the kernel let the program run on the kernel's stack: [`Target::keep_kernel_stack`].
+#[inline(always)]
+fn keep_kernel_stack(ctx: &impl EbpfContext, target: &Target) {
     if target.keep_kernel_stack() {
         // SAFETY: the slot is empty, so that the call falls through.
         unsafe { NO_PROGRAMS.tail_call(ctx, 0) };
     }
-    Some(target)
 }
 
 /// Entry of a function that allocates; the cookie is its [`Convention`].
@@ -40,29 +47,43 @@ pub fn target(ctx: &impl EbpfContext, tgid: u32) -> Option<Target> {
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = target(&ctx, tgid) else {
+    let Some(watched) = TARGETS.get_ptr(tgid) else {
         return 0;
     };
+    // SAFETY: what is written there meanwhile are single words, and one that is a moment old is as good.
+    let target = unsafe { watched.read_volatile() };
+    keep_kernel_stack(&ctx, &target);
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
     if inflight::is_nested(&ctx, pid_tgid, regs, &target) {
         return 0;
     }
     let wanted = Wanted::of(&ctx, regs);
+    let rate = sampling::rate_of(wanted.size_bytes);
     // The old block leaves now, since its address may be given to another thread before the return.
-    let (old_address, old) = match release::take(tgid, wanted.old_address) {
+    let (old_address, old) = match release::take(target.owner(tgid), wanted.old_address) {
         Some(block) => (wanted.old_address, block),
         None => (0, LiveBlock::default()),
     };
-    let stack = match unwind::caller(regs.rsp, regs.rbp) {
-        Some(caller) => {
-            let block = (wanted.size_bytes, wanted.convention.allocator());
-            record::announce(&ctx, pid_tgid, caller, block, &target)
+    let stack = if rate == NOT_KEPT {
+        NESTED_STACK
+    } else {
+        match unwind::caller(regs.rsp, regs.rbp) {
+            Some(caller) => {
+                // SAFETY: as above. Read again, for what is kept meanwhile takes of the little stack that there is.
+                let target = unsafe { watched.read_volatile() };
+                let block = LiveBlock::new(wanted.size_bytes, rate, wanted.convention.allocator(), 0);
+                record::announce(&ctx, pid_tgid, caller, block, &target)
+            }
+            None => UNLEARNED_STACK,
         }
-        None => UNLEARNED_STACK,
     };
-    // Looked up again, for what is kept meanwhile takes of the little stack that there is.
+    // Looked up again for the same reason.
     let wanted = Wanted::of(&ctx, regs);
+    // What it jumps to must not be taken for a call of its own, and what becomes of the old block is to be seen.
+    if stack == NESTED_STACK && old_address == 0 && !wanted.convention.may_jump() {
+        return 0;
+    }
     let call = InFlight {
         sp: regs.rsp,
         return_address: UserMemory.read_word(regs.rsp).unwrap_or_default(),
@@ -73,12 +94,16 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
         out_address: wanted.out_address,
         old_address,
         old,
-        resizes: u64::from(wanted.old_address != 0),
+        resizes: u32::from(wanted.old_address != 0),
+        rate: rate as u32,
     };
     if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
         debug!(&ctx, "no room for another call in INFLIGHT");
         count(tgid, Counter::InflightFull, 1);
-        inflight::put_back(tgid, call.old_address, &call.old);
+        // Looked up again for the same reason.
+        if let Some(target) = maps::target(tgid) {
+            inflight::put_back(target.owner(tgid), call.old_address, &call.old);
+        }
     }
     0
 }
@@ -157,7 +182,8 @@ pub fn alloc_return(ctx: RetProbeContext) -> u32 {
     let regs = unsafe { &*ctx.regs };
     // The return address has been taken off the stack.
     let is_known = came_back(&ctx, regs, regs.rsp.wrapping_sub(8));
-    if !is_known {
+    // Where not all calls are kept, many are not known.
+    if !is_known && maps::rate() == 0 {
         count((bpf_get_current_pid_tgid() >> 32) as u32, Counter::UnmatchedReturns, 1);
     }
     0
@@ -178,9 +204,9 @@ pub fn alloc_ret(ctx: ProbeContext) -> u32 {
 fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    if target(ctx, tgid).is_none() {
+    let Some(target) = target(ctx, tgid) else {
         return true;
-    }
+    };
     let Some(call) = INFLIGHT.get_ptr(pid_tgid) else {
         return false;
     };
@@ -189,25 +215,28 @@ fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
     if sp != call.sp {
         // Below is the return of a nested call. Above is that of a call which this one was part of.
         if sp > call.sp {
-            inflight::abandon(ctx, pid_tgid, &call);
+            inflight::abandon(ctx, pid_tgid, &call, &target);
         }
         return true;
     }
     // Failing means that the entry is gone already.
     let _ = INFLIGHT.remove(pid_tgid);
-    returned(ctx, tgid, &call, regs.rax);
+    returned(ctx, target.owner(tgid), &call, regs.rax);
     true
 }
 
-/// Accounts for a call that has come back with `result`.
+/// Accounts for a call of an owner's that has come back with `result`.
 #[inline(always)]
-fn returned(ctx: &impl EbpfContext, tgid: u32, call: &InFlight, result: u64) {
+fn returned(ctx: &impl EbpfContext, owner: u64, call: &InFlight, result: u64) {
     const STORED: u64 = Outcome::Stored as u64;
     const SIZE: u64 = Outcome::Size as u64;
     const IN_PLACE: u64 = Outcome::InPlace as u64;
     const RETURNED_OR_FREED: u64 = Outcome::ReturnedOrFreed as u64;
-    let convention = Convention::from_cookie(call.cookie);
+    let (tgid, convention) = (owner as u32, Convention::from_cookie(call.cookie));
     let outcome = convention.outcome();
+    if Outcome::is_mapping(outcome) {
+        return mapping::returned(call, result);
+    }
     let address = match outcome {
         STORED if result as u32 != 0 => 0,
         STORED => match UserMemory.read_word(call.out_address) {
@@ -216,20 +245,20 @@ fn returned(ctx: &impl EbpfContext, tgid: u32, call: &InFlight, result: u64) {
         },
         SIZE if result >= call.size_bytes => call.out_address,
         IN_PLACE if result != 0 => call.out_address,
-        SIZE | IN_PLACE => return inflight::put_back(tgid, call.old_address, &call.old),
+        SIZE | IN_PLACE => return inflight::put_back(owner, call.old_address, &call.old),
         _ => result,
     };
     // A resize that fails leaves the old block as it was; to size 0 it frees it, whatever it returns.
     if address == 0 && call.size_bytes != 0 && outcome != RETURNED_OR_FREED {
-        return inflight::put_back(tgid, call.old_address, &call.old);
+        return inflight::put_back(owner, call.old_address, &call.old);
     }
     if call.old_address != 0 {
-        record::freed(tgid, &call.old);
-    } else if call.resizes != 0 {
+        record::freed(owner, &call.old);
+    } else if call.resizes != 0 && call.rate == 0 {
         count(tgid, Counter::UnknownFrees, 1);
     }
-    if address != 0 {
-        let block = LiveBlock::new(call.size_bytes, convention.allocator(), call.stack);
-        record::allocated(ctx, tgid, address, &block);
+    if address != 0 && call.stack != NESTED_STACK {
+        let block = LiveBlock::new(call.size_bytes, u64::from(call.rate), convention.allocator(), call.stack);
+        record::allocated(ctx, owner, address, &block);
     }
 }

@@ -33,7 +33,7 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
     if is_part_of(outer, (pid_tgid >> 32) as u32, regs, target) {
         return true;
     }
-    abandon(ctx, pid_tgid, outer);
+    abandon(ctx, pid_tgid, outer, target);
     false
 }
 
@@ -47,6 +47,28 @@ pub fn is_free_nested(pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
     is_part_of(unsafe { &*outer }, (pid_tgid >> 32) as u32, regs, target)
 }
 
+/// Whether the thread is inside an allocator call that a mapping with these registers is part of, as it is taken to be where
+/// that cannot be known yet: allocators map on ways that they seldom go, and hardly ever is a call left otherwise than by its
+/// return. Any other that the thread was in is given up.
+#[inline(always)]
+pub fn is_mapping_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
+    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+        return false;
+    };
+    // SAFETY: as above.
+    let outer = unsafe { &*outer };
+    let tgid = (pid_tgid >> 32) as u32;
+    if is_pending(outer, tgid)
+        && regs.rsp <= outer.sp
+        && unwind::caller(regs.rsp, regs.rbp)
+            .is_none_or(|caller| unwind::may_be_inside(&Stack::new(caller, tgid, target), outer.sp))
+    {
+        return true;
+    }
+    abandon(ctx, pid_tgid, outer, target);
+    false
+}
+
 /// Whether a call is part of another one.
 ///
 /// A call that is under way has its return address, at its stack pointer, replaced by the kernel's
@@ -56,44 +78,57 @@ pub fn is_free_nested(pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
 /// stack pointer.
 #[inline(always)]
 fn is_part_of(outer: &InFlight, tgid: u32, regs: &pt_regs, target: &Target) -> bool {
-    let is_by_ret = Convention::from_cookie(outer.cookie).is_by_ret();
-    let is_pending = UserMemory.read_word(outer.sp).is_some_and(|pc| {
-        is_hijacked(pc, maps::trampoline(tgid)) || (is_by_ret && pc == outer.return_address)
-    });
-    if !is_pending || regs.rsp > outer.sp {
+    if !is_pending(outer, tgid) || regs.rsp > outer.sp {
         return false;
     }
     if regs.rsp == outer.sp {
-        return !(is_by_ret && regs.rip == outer.site);
+        return !(Convention::from_cookie(outer.cookie).is_by_ret() && regs.rip == outer.site);
     }
     unwind::caller(regs.rsp, regs.rbp)
         .is_none_or(|caller| unwind::is_inside(&Stack::new(caller, tgid, target), outer.sp))
 }
 
-/// Gives up a call that will not return.
+/// Whether a call may still be under way, by what lies where its return address does.
+#[inline(always)]
+fn is_pending(call: &InFlight, tgid: u32) -> bool {
+    let is_by_ret = Convention::from_cookie(call.cookie).is_by_ret();
+    UserMemory
+        .read_word(call.sp)
+        .is_some_and(|pc| is_hijacked(pc, maps::trampoline(tgid)) || (is_by_ret && pc == call.return_address))
+}
+
+/// Gives up the call that a thread is in, which will not return.
 ///
 /// A block that it was resizing goes back among the live ones, as far as its address is still free: what
 /// became of it cannot be known, and its free will tell.
 #[inline(always)]
-pub fn abandon(ctx: &impl EbpfContext, pid_tgid: u64, call: &InFlight) {
-    let tgid = (pid_tgid >> 32) as u32;
+pub fn abandon(ctx: &impl EbpfContext, pid_tgid: u64, call: &InFlight, target: &Target) {
     debug!(ctx, "abandoned call of {} bytes in thread {}", call.size_bytes, pid_tgid as u32);
-    count(tgid, Counter::AbandonedCalls, 1);
-    // Read before the entry goes, after which another thread may be given its memory.
-    let (old_address, old) = (call.old_address, call.old);
-    // Failing means that the entry is gone already.
-    let _ = INFLIGHT.remove(pid_tgid);
-    put_back(tgid, old_address, &old);
+    give_up(pid_tgid, target.owner((pid_tgid >> 32) as u32));
 }
 
-/// Makes a block live again that a call was resizing; `address` is 0 for none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn give_up(pid_tgid: u64, owner: u64) -> u64 {
+    count(owner as u32, Counter::AbandonedCalls, 1);
+    let Some(call) = INFLIGHT.get_ptr(pid_tgid) else { return 0 };
+    // SAFETY: only this thread writes or removes its entry. Read before that goes, after which another thread may be given its
+    // memory.
+    let (old_address, old) = unsafe { ((*call).old_address, (*call).old) };
+    // Failing means that the entry is gone already.
+    let _ = INFLIGHT.remove(pid_tgid);
+    put_back(owner, old_address, &old);
+    0
+}
+
+/// Makes an owner's block live again that a call was resizing; `address` is 0 for none.
 #[inline(always)]
-pub fn put_back(tgid: u32, address: u64, block: &LiveBlock) {
+pub fn put_back(owner: u64, address: u64, block: &LiveBlock) {
     if address == 0 {
         return;
     }
-    let key = LiveKey { address, tgid: u64::from(tgid) };
+    let key = LiveKey { address, owner };
     if LIVE.insert(key, *block, NO_EXIST).is_err() {
-        crate::record::count_untracked(tgid, block);
+        crate::record::count_untracked(owner, block);
     }
 }

@@ -15,7 +15,8 @@ static STACKS: StackTrace = StackTrace::with_max_entries(1 << 14, 0);
 
 /// Has the kernel walk the stack. Stacks are taken for equal where their hashes are, as ours are.
 #[inline(always)]
-pub fn walk(ctx: &ProbeContext, stack: &Stack) -> Walked {
+pub fn walk(ctx: &ProbeContext, stack: &mut Stack) -> Walked {
     let id = ctx.get_stackid(&STACKS, u64::from(BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP));
+    stack.walked = 1;
     Walked::known(stack, id.map_or(u64::MAX, |id| id as u64))
 }

@@ -9,9 +9,10 @@ use aya_ebpf::{
 use profiler_common::{counters::Counter, event::EventKind, unwind::ReadMemory};
 
 use crate::{
+    closing,
     counters::{count, raise},
     events, inflight,
-    maps::{self, INFLIGHT, TARGETS},
+    maps::{self, INFLIGHT, TARGETS, TRAMPOLINES},
     memory::UserMemory,
 };
 
@@ -20,22 +21,28 @@ use crate::{
 pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    if maps::target(tgid).is_none() {
+    let Some(target) = maps::target(tgid) else {
         return 0;
-    }
+    };
     if let Some(call) = INFLIGHT.get_ptr(pid_tgid) {
         // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
         let call = unsafe { &*call };
-        inflight::abandon(&ctx, pid_tgid, call);
+        inflight::abandon(&ctx, pid_tgid, call, &target);
     }
-    if pid_tgid as u32 == tgid {
+    if pid_tgid as u32 == tgid
+        && target.is_headless == 0
+        && let Some(target) = TARGETS.get_ptr_mut(tgid)
+    {
+        // SAFETY: a byte of a map value; the first thread ends once.
+        unsafe { (&raw mut (*target).is_headless).write_volatile(1) };
         events::notify(EventKind::LeaderExit, tgid);
     }
     0
 }
 
 /// The loader is about to change what is mapped, or has: the function that it calls for debuggers at either (the
-/// `r_debug` protocol of <link.h>). The cookie is where its state lies.
+/// `r_debug` protocol of <link.h>). The cookie is how far behind that function its state lies, for another program that the
+/// process goes on with may have it elsewhere; 0 for a loader that only says when it has added something.
 #[uprobe]
 pub fn loader_change(ctx: ProbeContext) -> u32 {
     const RT_CONSISTENT: u32 = 0;
@@ -45,8 +52,15 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
         return 0;
     };
     // SAFETY: the helper takes the context as it is.
-    let address = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    let Some(state) = UserMemory.read_word(address) else {
+    let distance = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let announcement = unsafe { (*ctx.regs).rip };
+    let state = if distance == 0 {
+        Some(RT_CONSISTENT.into())
+    } else {
+        UserMemory.read_word(announcement.wrapping_add(distance))
+    };
+    let Some(state) = state else {
         return 0;
     };
     // SAFETY: an aligned word of a map value, written here only; the loader holds a lock meanwhile.
@@ -57,7 +71,7 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
         // SAFETY: as above; the epoch is read as a whole word elsewhere.
         unsafe {
             raise(&raw mut (*target).epoch);
-            (&raw mut (*target).is_removing).write_volatile(u32::from(removes));
+            (&raw mut (*target).is_removing).write_volatile(u8::from(removes));
         }
         events::notify(EventKind::CodeChange, tgid);
     } else if state as u32 == RT_CONSISTENT {
@@ -80,14 +94,40 @@ pub fn code_gone(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A process replaces its program: its heap is gone, and what the new program does is not counted.
+/// A process has replaced its program: the heap of the old one is gone, and what was learned of its code. The first
+/// instruction of the new one is yet to run, and no other thread of it does.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if maps::target(tgid).is_none() {
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else {
+        return 0;
+    };
+    // The thread has the first one's number from now on; a call that it was in is listed under the one it had.
+    let former = ctx.arg::<u64>(1) as u32;
+    // SAFETY: a byte of a map value.
+    let is_headless = unsafe { (&raw const (*target).is_headless).read_volatile() } != 0;
+    if is_headless && former == tgid {
+        // The first thread has ended, so that this one is that of another process, to which the number was given.
         return 0;
     }
-    let _ = TARGETS.remove(tgid);
+    // Failing means that there was no call.
+    let _ = INFLIGHT.remove(u64::from(tgid) << 32 | u64::from(former));
+    let _ = TRAMPOLINES.remove(tgid);
+    // SAFETY: aligned words of a map value, of which only the epoch is written elsewhere meanwhile, by another such addition.
+    unsafe {
+        raise(&raw mut (*target).image);
+        raise(&raw mut (*target).epoch);
+        (&raw mut (*target).is_removing).write_volatile(0);
+        (&raw mut (*target).is_headless).write_volatile(0);
+    }
     events::notify(EventKind::Exec, tgid);
+    0
+}
+
+/// Makes room for blocks by forgetting those that nobody has any more. User space runs this program itself: there can be
+/// millions, which the process must not wait for.
+#[raw_tracepoint]
+pub fn sweep(_ctx: RawTracePointContext) -> i32 {
+    closing::sweep_live();
     0
 }

@@ -1,9 +1,10 @@
 //! heaptap's programs that run in the kernel.
 //!
 //! A call into the allocator goes through the modules in this order: [`entry`] reads the probe's registers,
-//! [`inflight`] keeps the call until it returns, [`unwind`] walks the stack, [`record`] counts what was
-//! allocated and [`release`] what was freed, in the [`maps`]; [`events`] tells user space what it cannot
-//! see in the maps, and [`lifecycle`] cleans up behind threads and programs that end.
+//! [`inflight`] keeps the call until it returns, [`sampling`] says whether it is counted, [`unwind`] walks the stack, [`record`] counts what was
+//! allocated and [`release`] what was freed, in the [`maps`]; [`mapping`] tells user space of what the program maps
+//! itself, [`events`] tells it what else it cannot see in the maps, [`lifecycle`] cleans up behind threads and
+//! programs that end, and [`fork`] goes on with child processes.
 //!
 //! Uprobe programs can be preempted and entered again on the same CPU (since 6.0, 88bf18581375), so that all
 //! state is on the BPF stack or in a ring-buffer reservation.
@@ -25,13 +26,23 @@ mod send;
 #[cfg(feature = "kernel-walk")]
 mod kernel_walk;
 
+mod sampling;
+
 mod record;
 
 mod release;
 
+mod mapping;
+
 mod maps;
 
 mod events;
+
+mod closing;
+
+mod fork;
+
+mod inherit;
 
 mod counters;
 

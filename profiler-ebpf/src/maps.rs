@@ -9,8 +9,8 @@ use profiler_common::{
     call::InFlight,
     counters::Counters,
     heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
-    limits,
-    target::Target,
+    limits, sampling,
+    target::{Sharing, Target},
     unwind::CachedRow,
 };
 
@@ -21,6 +21,10 @@ pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(limits::MAX
 /// tgid → start of the page to which hijacked return addresses point; without an entry, it is not known.
 #[map]
 pub static TRAMPOLINES: HashMap<u32, u64> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// tgid → what to do for a process once it has replaced its program; until then it has the memory of a watched one.
+#[map]
+pub static SHARING: HashMap<u32, Sharing> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
 
 /// Return address → how to go on from there, a `Row`.
 #[map]
@@ -48,6 +52,20 @@ pub static LIVE: HashMap<LiveKey, LiveBlock> =
 pub static TOTALS: HashMap<TotalsKey, Totals> =
     HashMap::with_max_entries(limits::DEFAULT_MAX_TOTALS, BPF_F_NO_PREALLOC);
 
+/// The same, of what has no room there: by size class alone.
+#[map]
+pub static OVERFLOWS: HashMap<TotalsKey, Totals> =
+    HashMap::with_max_entries(limits::MAX_OVERFLOWS, BPF_F_NO_PREALLOC);
+
+/// The rate at which allocations are sampled now.
+#[map]
+pub static RATE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Rate and size class, by [`sampling::slot`] → what a random number must be below for an allocation to be kept; 0 for all. User
+/// space fills in a rate before it is used, and leaves it so.
+#[map]
+pub static THRESHOLDS: Array<u32> = Array::with_max_entries(sampling::RATES * sampling::CLASSES, 0);
+
 /// New stacks and lifecycle notices on their way to user space.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::DEFAULT_RING_BYTES, 0);
@@ -62,6 +80,13 @@ pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub fn target(tgid: u32) -> Option<Target> {
     // SAFETY: user space replaces an entry as a whole, and one that is a moment old is as good.
     Some(unsafe { *TARGETS.get_ptr(tgid)? })
+}
+
+/// The rate at which allocations are sampled now; 0 where all are kept.
+#[inline(always)]
+pub fn rate() -> u32 {
+    // SAFETY: an aligned word of a map value.
+    RATE.get_ptr(0).map_or(0, |rate| unsafe { rate.read_volatile() })
 }
 
 /// Where hijacked return addresses point in a process; 0 where that is not known.

@@ -4,7 +4,7 @@ use aya_ebpf::{EbpfContext, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
     counters::Counter,
-    heap::{LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
+    heap::{LiveBlock, LiveKey, NESTED_STACK, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
     target::Target,
     unwind::Regs,
 };
@@ -12,47 +12,53 @@ use profiler_common::{
 use crate::{
     counters::{add, count},
     inflight::NO_EXIST,
-    maps::{LIVE, TOTALS},
+    maps::{LIVE, OVERFLOWS, TOTALS},
     send::{send_miss, send_stack},
     unwind::Stack,
 };
 
+/// The totals of a stack that has yet to allocate. Not on the stack, where there is no room for it; a mangled
+/// name would have the place of the sources in it.
+#[unsafe(no_mangle)]
+static NOTHING: Totals =
+    Totals { freed_objects: 0, freed_bytes: 0, alloc_objects: 0, alloc_bytes: 0, sent: 0 };
+
 /// `EEXIST` of include/uapi/asm-generic/errno-base.h.
 const EEXIST: i32 = 17;
 
-/// The stack under which a block of `size_bytes` that an allocator gives at `regs` will be counted.
+/// The stack under which a block that an allocator gives at `regs` will be counted, or [`NESTED_STACK`] where that is for a call
+/// to do that this one is part of.
 ///
 /// Its frames are sent to user space unless they have been. A stack that cannot be walked to its end yet is counted
 /// under an id of its own, which user space will know the stack of. Where `TOTALS` is full the stack is
-/// [`OVERFLOW_STACK`], whose entry the loader made.
+/// [`OVERFLOW_STACK`].
 #[inline(always)]
-pub fn announce(
-    ctx: &ProbeContext,
-    pid_tgid: u64,
-    regs: Regs,
-    (size_bytes, allocator): (u64, u64),
-    target: &Target,
-) -> u64 {
+pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, block: LiveBlock, target: &Target) -> u64 {
     let tgid = (pid_tgid >> 32) as u32;
-    let stack = Stack::new(regs, tgid, target);
+    let mut stack = Stack::new(regs, tgid, target);
     #[cfg(not(feature = "kernel-walk"))]
-    let walked = crate::unwind::walk(&stack);
+    let walked = crate::unwind::walk(&mut stack);
     #[cfg(feature = "kernel-walk")]
-    let walked = crate::kernel_walk::walk(ctx, &stack);
+    let walked = crate::kernel_walk::walk(ctx, &mut stack);
+    // Of a call that is kept it is known what is part of it; of one that is not, only the stack tells.
+    if block.rate() != 0 && walked.is_of_allocator() {
+        return NESTED_STACK;
+    }
     let mut id = walked.hash();
     if walked.misses_row() {
         id = walked.provisional_id(pid_tgid);
-        if !send_miss(id, &walked, &stack) {
+        if !send_miss(id, &stack) {
             count(tgid, Counter::RingFull, 1);
             id = UNLEARNED_STACK;
         }
     }
-    let key = TotalsKey::of(tgid, &LiveBlock::new(size_bytes, allocator, id));
+    let key = TotalsKey::of(stack.owner(), &block.on_stack(id));
     let totals = match TOTALS.get_ptr_mut(key) {
         Some(totals) => totals,
         None => {
             // Another thread may have been faster, which is as good.
-            let _ = TOTALS.insert(key, Totals::default(), NO_EXIST);
+            let nothing: &Totals = &NOTHING;
+            let _ = TOTALS.insert(key, nothing, NO_EXIST);
             let Some(totals) = TOTALS.get_ptr_mut(key) else {
                 debug!(ctx, "no room for another stack in TOTALS");
                 return OVERFLOW_STACK;
@@ -64,7 +70,7 @@ pub fn announce(
     if unsafe { (&raw const (*totals).sent).read_volatile() } != 0 {
         return id;
     }
-    if walked.misses_row() || send_stack(id, &walked, &stack) {
+    if walked.misses_row() || send_stack(id, &stack) {
         // SAFETY: as above.
         unsafe { (&raw mut (*totals).sent).write_volatile(1) };
     } else {
@@ -75,18 +81,19 @@ pub fn announce(
 
 /// Counts an allocated block and keeps it among the live ones.
 #[inline(always)]
-pub fn allocated(ctx: &impl EbpfContext, tgid: u32, address: u64, block: &LiveBlock) {
+pub fn allocated(ctx: &impl EbpfContext, owner: u64, address: u64, block: &LiveBlock) {
+    let tgid = owner as u32;
     if block.stack == OVERFLOW_STACK {
         count(tgid, Counter::TotalsFull, 1);
     }
-    if let Some(totals) = TOTALS.get_ptr_mut(TotalsKey::of(tgid, block)) {
+    if let Some(totals) = totals_of(owner, block) {
         // SAFETY: aligned words of a map value.
         unsafe {
             add(&raw mut (*totals).alloc_objects, 1);
             add(&raw mut (*totals).alloc_bytes, block.size_bytes());
         }
     }
-    let live = LiveKey { address, tgid: u64::from(tgid) };
+    let live = LiveKey { address, owner };
     match LIVE.insert(live, *block, NO_EXIST) {
         Ok(()) => {}
         Err(error) if error == -EEXIST => {
@@ -95,20 +102,34 @@ pub fn allocated(ctx: &impl EbpfContext, tgid: u32, address: u64, block: &LiveBl
             if let Some(old) = LIVE.get_ptr(live) {
                 // SAFETY: the entry was there a moment ago; it is copied before anything is done with it.
                 let old = unsafe { *old };
-                freed(tgid, &old);
+                freed(owner, &old);
             }
             if LIVE.insert(live, *block, 0).is_err() {
-                count_untracked(tgid, block);
+                count_untracked(owner, block);
             }
         }
-        Err(_) => count_untracked(tgid, block),
+        Err(_) => count_untracked(owner, block),
     }
+}
+
+/// The entry that counts a block.
+#[inline(always)]
+pub fn totals_of(owner: u64, block: &LiveBlock) -> Option<*mut Totals> {
+    let key = TotalsKey::of(owner, block);
+    if block.stack != OVERFLOW_STACK {
+        return TOTALS.get_ptr_mut(key);
+    }
+    if OVERFLOWS.get_ptr(key).is_none() {
+        // Another thread may have been faster, which is as good.
+        let _ = OVERFLOWS.insert(key, Totals { sent: 1, ..Totals::default() }, NO_EXIST);
+    }
+    OVERFLOWS.get_ptr_mut(key)
 }
 
 /// Takes a block off the bytes in use.
 #[inline(always)]
-pub fn freed(tgid: u32, block: &LiveBlock) {
-    if let Some(totals) = TOTALS.get_ptr_mut(TotalsKey::of(tgid, block)) {
+pub fn freed(owner: u64, block: &LiveBlock) {
+    if let Some(totals) = totals_of(owner, block) {
         // SAFETY: aligned words of a map value.
         unsafe {
             add(&raw mut (*totals).freed_objects, 1);
@@ -120,8 +141,9 @@ pub fn freed(tgid: u32, block: &LiveBlock) {
 /// Gives up on a block for which `LIVE` has no room: its free will not be recognised, so that it must not
 /// stay in use for ever.
 #[inline(always)]
-pub fn count_untracked(tgid: u32, block: &LiveBlock) {
+pub fn count_untracked(owner: u64, block: &LiveBlock) {
+    let tgid = owner as u32;
     count(tgid, Counter::LiveFullObjects, 1);
     count(tgid, Counter::LiveFullBytes, block.size_bytes());
-    freed(tgid, block);
+    freed(owner, block);
 }

@@ -11,7 +11,12 @@ use profiler_common::{
     heap::{LiveBlock, LiveKey},
 };
 
-use crate::{counters::count, entry, inflight, maps::LIVE, record};
+use crate::{
+    counters::count,
+    entry, inflight,
+    maps::{self, LIVE},
+    record,
+};
 
 /// Entry of free and cfree.
 #[uprobe]
@@ -26,8 +31,11 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
     if regs.rdi == 0 {
         return 0;
     }
-    match take(tgid, regs.rdi) {
-        Some(block) => record::freed(tgid, &block),
+    let owner = target.owner(tgid);
+    match take(owner, regs.rdi) {
+        Some(block) => record::freed(owner, &block),
+        // Where not all blocks are kept, nothing can be said of one that is not known.
+        None if maps::rate() != 0 => {}
         // What a call that is under way frees for itself was never counted.
         None if inflight::is_free_nested(pid_tgid, regs, &target) => {}
         None => count(tgid, Counter::UnknownFrees, 1),
@@ -52,13 +60,13 @@ pub fn loss_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Takes a block out of the live ones: of two threads that try, one succeeds. There is none at null.
+/// Takes an owner's block out of the live ones: of two threads that try, one succeeds. There is none at null.
 #[inline(always)]
-pub fn take(tgid: u32, address: u64) -> Option<LiveBlock> {
+pub fn take(owner: u64, address: u64) -> Option<LiveBlock> {
     if address == 0 {
         return None;
     }
-    let key = LiveKey { address, tgid: u64::from(tgid) };
+    let key = LiveKey { address, owner };
     // SAFETY: copied before it is removed, after which the kernel may use its memory again.
     let block = unsafe { *LIVE.get_ptr(key)? };
     LIVE.remove(key).ok()?;

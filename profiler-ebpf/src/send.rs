@@ -15,23 +15,23 @@ use crate::{
     maps::EVENTS,
     memory::{copy_stack, holds, stack_end},
     transcript::transcribe,
-    unwind::{Stack, Walked},
+    unwind::Stack,
 };
 
-/// Sends the frames of a stack under the hash `id`; false when the ring buffer is full. `walked` is what a walk all along it has come to.
+/// Sends the frames of a stack under the hash `id`; false when the ring buffer is full.
 #[inline(always)]
-pub fn send_stack(id: u64, walked: &Walked, stack: &Stack) -> bool {
-    send_frames(id, walked.depth, stack) != 0
+pub fn send_stack(id: u64, stack: &Stack) -> bool {
+    send_frames(id, stack) != 0
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn send_frames(id: u64, depth: u32, stack: *const Stack) -> u64 {
+extern "C" fn send_frames(id: u64, stack: *const Stack) -> u64 {
     // SAFETY: `send_stack` passes a stack of its own.
     let Some(stack) = (unsafe { stack.as_ref() }) else { return 0 };
     u64::from(if stack.is_witnessed != 0 {
         send_copied(EventKind::Witness, id, stack, stack_end(stack.regs.sp))
-    } else if depth as usize <= FEW_FRAMES {
+    } else if stack.walked as usize <= FEW_FRAMES {
         send_stack_of::<FEW_FRAMES>(id, stack)
     } else {
         send_stack_of::<MAX_FRAMES>(id, stack)
@@ -59,20 +59,21 @@ fn send_stack_of<const FRAMES: usize>(id: u64, stack: &Stack) -> bool {
 }
 
 /// Sends what user space needs to walk a stack and to teach the kernel how; false when the ring buffer is full. `id` is that
-/// under which the allocation is counted, or 0; `walked` is what a walk has come to.
+/// under which the allocation is counted, or 0.
 ///
 /// The record is small where the stack is. Where records are waiting already, more are likely to come before they are
 /// read: then all of them are small.
 #[inline(always)]
-pub fn send_miss(id: u64, walked: &Walked, stack: &Stack) -> bool {
-    send_memory(id, walked.depth, walked.sp, stack) != 0
+pub fn send_miss(id: u64, stack: &Stack) -> bool {
+    send_memory(id, stack) != 0
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn send_memory(id: u64, depth: u32, from: u64, stack: *const Stack) -> u64 {
+extern "C" fn send_memory(id: u64, stack: *const Stack) -> u64 {
     // SAFETY: `send_miss` passes on a stack of its caller's.
     let Some(stack) = (unsafe { stack.as_ref() }) else { return 0 };
+    let (depth, from) = (stack.walked, stack.walked_sp);
     let end = stack_end(from);
     let kind = EventKind::Miss;
     u64::from(if depth as usize <= FEW_FRAMES && (holds::<SMALL_COPY_BYTES>(from, end) || is_busy()) {

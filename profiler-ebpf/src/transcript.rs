@@ -82,16 +82,16 @@ fn transcribe_to<const FRAMES: usize>(
     if pcs.is_null() {
         return 0;
     }
-    let limit = u64::from(stack.depth).min(FRAMES as u64);
+    let limit = u64::from(stack.depth()).min(FRAMES as u64);
     let mut transcript = Transcript { walk: Walk::new(stack), pcs: pcs.cast(), limit };
     let callback = transcribe_frame::<FRAMES> as *mut c_void;
     // SAFETY: the callback has the signature that the helper asks for, and `transcript` outlives the call.
-    unsafe { bpf_loop(stack.depth, callback, (&raw mut transcript).cast(), 0) };
+    unsafe { bpf_loop(stack.depth(), callback, (&raw mut transcript).cast(), 0) };
     let Walk { frame, depth, end, .. } = transcript.walk;
     let Frame { pc, sp, .. } = frame;
     // Should its rbp have become unreadable, a frame that needs it finds no caller.
     let regs = frame.regs(&UserMemory).unwrap_or(Regs { pc, sp, fp: 0 });
-    *transcribed = Transcribed { regs, depth, end };
+    *transcribed = Transcribed { regs, depth, end: end.into() };
     0
 }
 

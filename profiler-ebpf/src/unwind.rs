@@ -7,12 +7,14 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_loop};
 use profiler_common::{
+    counters::Counter,
     heap::RowKey,
     target::{Target, is_hijacked},
     unwind::{CachedRow, Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd},
 };
 
 use crate::{
+    counters::count,
     maps::{self, ROW_CACHE, ROWS},
     memory::UserMemory,
     send::send_miss,
@@ -25,18 +27,36 @@ pub struct Stack {
     pub regs: Regs,
     pub tgid: u32,
     pub epoch: u32,
+    /// Which program of the process it is of.
+    image: u32,
     /// The most frames to walk.
-    pub depth: u32,
+    depth: u16,
     /// 1 where the stack is to be sent with its memory.
-    pub is_witnessed: u32,
+    pub is_witnessed: u8,
+    /// Frames that were walked.
+    pub walked: u32,
+    /// The stack pointer at the last of them.
+    pub walked_sp: u64,
 }
 
 impl Stack {
     /// The stack of the process `tgid` whose leaf has these registers.
     #[inline(always)]
     pub fn new(regs: Regs, tgid: u32, target: &Target) -> Self {
-        let Target { epoch, depth, is_witnessed, .. } = *target;
-        Self { regs, tgid, epoch, depth, is_witnessed }
+        let Target { epoch, depth, image, is_witnessed, .. } = *target;
+        Self { regs, tgid, epoch, image, depth: depth as u16, is_witnessed, walked: 0, walked_sp: regs.sp }
+    }
+
+    /// The most frames to walk.
+    #[inline(always)]
+    pub const fn depth(&self) -> u32 {
+        self.depth as u32
+    }
+
+    /// Whose block it is that is allocated here: [`Target::owner`].
+    #[inline(always)]
+    pub const fn owner(&self) -> u64 {
+        self.tgid as u64 | (self.image as u64) << 32
     }
 }
 
@@ -44,33 +64,37 @@ impl Stack {
 #[repr(C)]
 pub struct Walked {
     hash: StackHash,
-    /// The stack pointer at the last frame.
-    pub sp: u64,
-    /// Frames walked.
-    pub depth: u32,
     /// The [`WalkEnd`].
     end: u32,
+    /// 1 where it led through a function that allocates and is probed.
+    is_of_allocator: u32,
 }
 
 impl Walked {
     /// What a walk has come to that has not begun.
     #[inline(always)]
     pub const fn nowhere(stack: &Stack) -> Self {
-        Self { hash: StackHash::new(stack.epoch), sp: stack.regs.sp, depth: 0, end: WalkEnd::Cut as u32 }
+        Self { hash: StackHash::new(stack.epoch), end: WalkEnd::Cut as u32, is_of_allocator: 0 }
     }
 
     /// What somebody else's walk has come to, under an id of theirs.
     #[cfg(feature = "kernel-walk")]
     #[inline(always)]
     pub const fn known(stack: &Stack, id: u64) -> Self {
-        let Self { hash, sp, .. } = Self::nowhere(stack);
-        Self { hash: hash.push(id), sp, depth: 1, end: WalkEnd::Whole as u32 }
+        let Self { hash, .. } = Self::nowhere(stack);
+        Self { hash: hash.push(id), end: WalkEnd::Whole as u32, is_of_allocator: 0 }
     }
 
     /// Whether the walk stopped for want of a row.
     #[inline(always)]
     pub const fn misses_row(&self) -> bool {
         self.end == WalkEnd::MissingRow as u32
+    }
+
+    /// Whether it led through a function that allocates and is probed.
+    #[inline(always)]
+    pub const fn is_of_allocator(&self) -> bool {
+        self.is_of_allocator != 0
     }
 
     /// The hash of the stack.
@@ -99,19 +123,21 @@ pub struct Walk {
     /// Frames walked.
     pub depth: u32,
     /// How it ended, a [`WalkEnd`].
-    pub end: u32,
+    pub end: u16,
+    /// 1 where it led through a function that allocates and is probed.
+    is_of_allocator: u16,
 }
 
 impl Walk {
     /// A walk that has not begun.
     #[inline(always)]
     pub const fn new(stack: &Stack) -> Self {
-        let Stack { regs, tgid, epoch, depth, .. } = *stack;
-        // No stack has as many frames.
-        let frame = Frame::new_unless(depth >> 31, regs);
+        let Stack { regs, tgid, epoch, .. } = *stack;
+        // No stack has as many frames, but half of what fits the field.
+        let frame = Frame::new_unless(stack.depth() >> 15, regs);
         // Cut is what is left when the loop runs out of frames.
-        let end = WalkEnd::Cut as u32;
-        Self { frame, hash: StackHash::new(epoch), tgid, epoch, depth: 0, end }
+        let end = WalkEnd::Cut as u16;
+        Self { frame, hash: StackHash::new(epoch), tgid, epoch, depth: 0, end, is_of_allocator: 0 }
     }
 
     /// Takes the frame at hand into the hash and goes on to its caller; false at the end.
@@ -119,13 +145,15 @@ impl Walk {
     pub fn advance(&mut self) -> bool {
         self.hash = self.hash.push(self.frame.pc);
         self.depth += 1;
-        match self.frame.caller(row(self.tgid, self.epoch, self.frame.pc), &UserMemory) {
+        let row = row(self.tgid, self.epoch, self.frame.pc);
+        self.is_of_allocator |= row.is_of_allocator() as u16;
+        match self.frame.caller(row, &UserMemory) {
             Ok(caller) => {
                 self.frame = caller;
                 true
             }
             Err(end) => {
-                self.end = end as u32;
+                self.end = end as u16;
                 false
             }
         }
@@ -161,7 +189,7 @@ pub fn caller(sp: u64, fp: u64) -> Option<Regs> {
 /// Walks a stack.
 #[cfg(not(feature = "kernel-walk"))]
 #[inline(always)]
-pub fn walk(stack: &Stack) -> Walked {
+pub fn walk(stack: &mut Stack) -> Walked {
     let mut walked = Walked::nowhere(stack);
     walk_stack(stack, &raw mut walked);
     walked
@@ -170,15 +198,16 @@ pub fn walk(stack: &Stack) -> Walked {
 #[cfg(not(feature = "kernel-walk"))]
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn walk_stack(stack: *const Stack, walked: *mut Walked) -> u64 {
+extern "C" fn walk_stack(stack: *mut Stack, walked: *mut Walked) -> u64 {
     // SAFETY: `walk` passes what it has.
-    let (Some(stack), Some(walked)) = (unsafe { stack.as_ref() }, unsafe { walked.as_mut() }) else {
+    let (Some(stack), Some(walked)) = (unsafe { stack.as_mut() }, unsafe { walked.as_mut() }) else {
         return 0;
     };
     let mut walk = Walk::new(stack);
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
-    unsafe { bpf_loop(stack.depth, walk_frame as *mut c_void, (&raw mut walk).cast(), 0) };
-    *walked = Walked { hash: walk.hash, sp: walk.frame.sp, depth: walk.depth, end: walk.end };
+    unsafe { bpf_loop(stack.depth(), walk_frame as *mut c_void, (&raw mut walk).cast(), 0) };
+    (stack.walked, stack.walked_sp) = (walk.depth, walk.frame.sp);
+    *walked = Walked { hash: walk.hash, end: walk.end.into(), is_of_allocator: walk.is_of_allocator.into() };
     0
 }
 
@@ -212,9 +241,20 @@ pub fn is_inside(stack: &Stack, outer_sp: u64) -> bool {
     let answer = leads_to(stack, outer_sp);
     if answer & MISSES_ROW != 0 {
         // Nested calls are not walked otherwise, and would never be learned from.
-        send_miss(0, &Walked::nowhere(stack), stack);
+        send_miss(0, stack);
     }
     answer & IS_INSIDE != 0
+}
+
+/// The same, of a mapping: where a row is missing it is taken for a part, and the guess is counted.
+#[inline(always)]
+pub fn may_be_inside(stack: &Stack, outer_sp: u64) -> bool {
+    let answer = leads_to(stack, outer_sp);
+    if answer & MISSES_ROW != 0 {
+        send_miss(0, stack);
+        count(stack.tgid, Counter::GuessedMappings, 1);
+    }
+    answer != 0
 }
 
 #[inline(never)]
@@ -226,7 +266,7 @@ extern "C" fn leads_to(stack: *const Stack, outer_sp: u64) -> u64 {
     let (tgid, epoch) = (stack.tgid, stack.epoch);
     let mut walk = NestingWalk { nesting, tgid, epoch, trampoline: maps::trampoline(tgid), misses_row: 0 };
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
-    unsafe { bpf_loop(stack.depth, nesting_frame as *mut c_void, (&raw mut walk).cast(), 0) };
+    unsafe { bpf_loop(stack.depth(), nesting_frame as *mut c_void, (&raw mut walk).cast(), 0) };
     if walk.misses_row != 0 {
         // Until it is learned, a call is taken for one of its own: should it be nested, that is counted.
         return MISSES_ROW | if walk.nesting.has_arrived() { IS_INSIDE } else { 0 };

@@ -21,7 +21,7 @@ use aya::{
 use profiler_user::{
     source::{
         RawHeap, StackRef,
-        uprobe::{Capacities, Recording},
+        uprobe::{Options, Recording},
     },
     target::{Process, launch::Held},
 };
@@ -40,8 +40,7 @@ fn main() -> Result<()> {
     let _measuring = with_times.then(|| enable_stats(Stats::RunTime)).transpose()?;
     let held = Held::start(program, arguments, None)?;
     let process = Process::open(held.pid())?;
-    let recording =
-        Recording::start_with(&object, process, &Capacities::default(), Vec::new(), false, None, |_| {})?;
+    let recording = Recording::start_with(&object, process, Options::default(), |_, _| {})?;
     let status = held.release()?.wait()?;
     ensure!(status.success(), "the command ended with {status}");
     recording.stop()?;

@@ -50,6 +50,23 @@ OPTIONAL(void, tc_delete_nothrow, void *, const void *);
 OPTIONAL(void, tc_deletearray, void *);
 OPTIONAL(void, tc_deletearray_nothrow, void *, const void *);
 
+/* Google's tcmalloc, whose tag says how often a block will be used. */
+struct sized_block {
+    void *address;
+    size_t size;
+};
+OPTIONAL(struct sized_block, __size_returning_new, size_t);
+OPTIONAL(struct sized_block, __size_returning_new_aligned, size_t, size_t);
+OPTIONAL(struct sized_block, __size_returning_new_hot_cold, size_t, uint8_t);
+OPTIONAL(struct sized_block, __size_returning_new_aligned_hot_cold, size_t, size_t, uint8_t);
+OPTIONAL(struct sized_block, tcmalloc_size_returning_operator_new_nothrow, size_t);
+OPTIONAL(struct sized_block, tcmalloc_size_returning_operator_new_aligned_nothrow, size_t, size_t);
+OPTIONAL(void *, TCMallocInternalMalloc, size_t);
+OPTIONAL(void, TCMallocInternalFree, void *);
+OPTIONAL(void, TCMallocInternalDeleteSizedAligned, void *, size_t, size_t);
+OPTIONAL(void, free_sized, void *, size_t);
+OPTIONAL(void, free_aligned_sized, void *, size_t, size_t);
+
 OPTIONAL(void *, mi_malloc, size_t);
 OPTIONAL(void *, mi_zalloc, size_t);
 OPTIONAL(void *, mi_calloc, size_t, size_t);
@@ -329,6 +346,41 @@ static void tcmalloc(struct worker *worker, int round)
     call_tc_new_nothrow_huge(none);
 }
 
+/* Of the two uses that a block may be for, that of one which will hardly be used has pages of its own. */
+enum { COLD = 0, HOT = 255 };
+
+TAKES(call_internal_malloc, TCMallocInternalMalloc(size))
+TAKES(call_size_returning_new, __size_returning_new(size).address)
+TAKES(call_size_returning_new_aligned, __size_returning_new_aligned(size, more).address)
+TAKES(call_size_returning_new_hot_cold, __size_returning_new_hot_cold(size, (uint8_t)more).address)
+TAKES(call_size_returning_new_aligned_cold, __size_returning_new_aligned_hot_cold(size, more, COLD).address)
+TAKES(call_size_returning_new_nothrow, tcmalloc_size_returning_operator_new_nothrow(size).address)
+TAKES(call_size_returning_new_aligned_nothrow,
+      tcmalloc_size_returning_operator_new_aligned_nothrow(size, more).address)
+FAILS(call_size_returning_new_nothrow_huge, tcmalloc_size_returning_operator_new_nothrow(huge).address)
+GIVES(give_internal_free, TCMallocInternalFree(block.address))
+GIVES(give_internal_delete, TCMallocInternalDeleteSizedAligned(block.address, block.size, 128))
+GIVES(give_free_sized, free_sized(block.address, block.size))
+GIVES(give_free_aligned_sized, free_aligned_sized(block.address, 128, block.size))
+
+static void google_tcmalloc(struct worker *worker, int round)
+{
+    size_t size = 8 + (size_t)round * 40;
+    settle(worker, round, call_internal_malloc(size, 0), give_internal_free);
+    settle(worker, round, call_malloc(size, 0), give_free_sized);
+    settle(worker, round, call_malloc(size, 0), give_sdallocx);
+    settle(worker, round, call_malloc_large(size << 12, 0), give_free_sized);
+    settle(worker, round, call_aligned_alloc(size * 128, 128), give_free_aligned_sized);
+    settle(worker, round, call_size_returning_new(size, 0), give_free_sized);
+    settle(worker, round, call_size_returning_new(size << 12, 0), give);
+    settle(worker, round, call_size_returning_new_aligned(size, 128), give_internal_delete);
+    settle(worker, round, call_size_returning_new_hot_cold(size, HOT), give);
+    settle(worker, round, call_size_returning_new_hot_cold(size, COLD), give);
+    settle(worker, round, call_size_returning_new_aligned_cold(size, 256), give);
+    settle(worker, round, call_size_returning_new_nothrow(size, 0), give);
+    settle(worker, round, call_size_returning_new_aligned_nothrow(size, 256), give);
+    call_size_returning_new_nothrow_huge(none);
+}
 
 TAKES(call_mi_malloc, mi_malloc(size))
 TAKES(call_mi_zalloc, mi_zalloc(size))
@@ -448,6 +500,8 @@ static void work(struct worker *worker)
             jemalloc(worker, round);
         if (tc_malloc)
             tcmalloc(worker, round);
+        if (__size_returning_new)
+            google_tcmalloc(worker, round);
         if (mi_malloc)
             mimalloc(worker, round);
     }

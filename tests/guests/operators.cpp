@@ -55,6 +55,33 @@ GIVES(give_delete_array_aligned_nothrow, operator delete[](block.address, ALIGNM
 GIVES(give_delete_sized_aligned, operator delete(block.address, block.size, ALIGNMENT))
 GIVES(give_delete_array_sized_aligned, operator delete[](block.address, block.size, ALIGNMENT))
 
+} // namespace
+
+// Google's tcmalloc has operators that are told how often a block will be used.
+enum class __hot_cold_t : uint8_t {};
+__attribute__((weak)) void *operator new(std::size_t, __hot_cold_t);
+__attribute__((weak)) void *operator new[](std::size_t, __hot_cold_t);
+__attribute__((weak)) void *operator new(std::size_t, const std::nothrow_t &, __hot_cold_t) noexcept;
+__attribute__((weak)) void *operator new[](std::size_t, const std::nothrow_t &, __hot_cold_t) noexcept;
+__attribute__((weak)) void *operator new(std::size_t, align_val_t, __hot_cold_t);
+__attribute__((weak)) void *operator new[](std::size_t, align_val_t, __hot_cold_t);
+__attribute__((weak)) void *operator new(std::size_t, align_val_t, const std::nothrow_t &, __hot_cold_t) noexcept;
+__attribute__((weak)) void *operator new[](std::size_t, align_val_t, const std::nothrow_t &, __hot_cold_t) noexcept;
+
+namespace {
+
+constexpr __hot_cold_t COLD{0}, HOT{255};
+
+TAKES(call_new_cold, operator new(size, COLD))
+TAKES(call_new_hot, operator new(size, HOT))
+TAKES(call_new_array_cold, operator new[](size, COLD))
+TAKES(call_new_nothrow_cold, operator new(size, nothrow, COLD))
+TAKES(call_new_array_nothrow_cold, operator new[](size, nothrow, COLD))
+TAKES(call_new_aligned_cold, operator new(size, ALIGNMENT, COLD))
+TAKES(call_new_array_aligned_cold, operator new[](size, ALIGNMENT, COLD))
+TAKES(call_new_aligned_nothrow_cold, operator new(size, ALIGNMENT, nothrow, COLD))
+TAKES(call_new_array_aligned_nothrow_cold, operator new[](size, ALIGNMENT, nothrow, COLD))
+
 // A form of new with every form of delete that fits it; the alignment of what is kept is not told when it is freed.
 struct pair {
     struct block (*take)(std::size_t size);
@@ -84,22 +111,46 @@ const pair PAIRS[] = {
     {call_new_array_aligned_nothrow, give_delete_array_aligned_nothrow, true},
 };
 
+const pair HOT_COLD_PAIRS[] = {
+    {call_new_cold, give_delete},
+    {call_new_cold, give_delete_sized},
+    {call_new_hot, give_delete_sized},
+    {call_new_array_cold, give_delete_array_sized},
+    {call_new_nothrow_cold, give_delete_nothrow},
+    {call_new_array_nothrow_cold, give_delete_array_nothrow},
+    {call_new_aligned_cold, give_delete_sized_aligned, true},
+    {call_new_array_aligned_cold, give_delete_array_sized_aligned, true},
+    {call_new_aligned_nothrow_cold, give_delete_aligned_nothrow, true},
+    {call_new_array_aligned_nothrow_cold, give_delete_array_aligned_nothrow, true},
+};
+
+void work_in_pair(struct worker *worker, int round, const pair &pair)
+{
+    auto step = static_cast<std::size_t>(round);
+    // Small ones, and ones of many pages.
+    settle(worker, round, pair.take(rounded(pair, 8 + step * 24)), pair.give);
+    settle(worker, round, pair.take(rounded(pair, 5000 + step * 9000)), pair.give);
+}
+
 void work(struct worker *worker)
 {
-    for (int round = 0; round < ROUNDS; round++)
-        for (const pair &pair : PAIRS) {
-            auto step = static_cast<std::size_t>(round);
-            // Small ones, and ones of many pages.
-            settle(worker, round, pair.take(rounded(pair, 8 + step * 24)), pair.give);
-            settle(worker, round, pair.take(rounded(pair, 5000 + step * 9000)), pair.give);
-        }
+    void *(*has_hot_cold)(std::size_t, __hot_cold_t) = operator new;
+    for (int round = 0; round < ROUNDS; round++) {
+        for (const pair &pair : PAIRS)
+            work_in_pair(worker, round, pair);
+        if (has_hot_cold)
+            for (const pair &pair : HOT_COLD_PAIRS)
+                work_in_pair(worker, round, pair);
+    }
     operator delete(nullptr);
     operator delete[](nullptr);
     operator delete(nullptr, ALIGNMENT);
 }
 
-// mimalloc, which Debian compiles as C, cannot throw and finds no new-handler: it calls abort() instead.
+// mimalloc, which Debian compiles as C, cannot throw and finds no new-handler: it calls abort() instead, as does Google's
+// tcmalloc, which does not want to.
 extern "C" __attribute__((weak)) int mi_version();
+extern "C" __attribute__((weak)) void *TCMallocInternalNew(std::size_t);
 
 // No sites: what they allocate is the exception.
 KEEP void *throw_from_new() { return operator new(huge); }
@@ -186,8 +237,9 @@ bool handlers_made_room;
 
 void fail()
 {
+    const bool aborts = mi_version || TCMallocInternalNew;
     for (int round = 0; round < THROWS; round++) {
-        if (!mi_version) {
+        if (!aborts) {
             catch_bad_alloc(throw_from_new);
             catch_bad_alloc(throw_from_new_array);
             catch_bad_alloc(throw_from_new_aligned);
@@ -199,7 +251,7 @@ void fail()
             fail_new_array_aligned_nothrow())
             fatal("a huge new did not fail");
     }
-    if (mi_version)
+    if (aborts)
         return;
     // Once, and each larger than those before together: allocators keep the address space of what was freed.
     if (!handlers_made_room) {

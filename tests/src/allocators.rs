@@ -2,7 +2,9 @@
 //!
 //! The tests run over [`COMBINATIONS`], and the README's table is made of it ([`table`]): what it shows is what is tested.
 
+mod google;
 mod programs;
+mod rust;
 
 use std::fmt::Write;
 
@@ -22,6 +24,8 @@ pub enum Allocator {
     Tcmalloc,
     /// The same without its profilers, in a library of its own.
     TcmallocMinimal,
+    /// Google's tcmalloc.
+    GoogleTcmalloc,
     /// mimalloc.
     Mimalloc,
 }
@@ -72,9 +76,9 @@ const fn of(name: &'static str, language: Language, allocator: Allocator, linkag
 /// Everything that is tested.
 ///
 /// Debian has no static library of mimalloc, no C++ library for musl, and libunwind of the whole tcmalloc does not go into
-/// a static program together with gcc's own unwinder.
-pub const COMBINATIONS: [Combination; 38] = {
-    use Allocator::{Glibc, Jemalloc, Mimalloc, Musl, Tcmalloc, TcmallocMinimal};
+/// a static program together with gcc's own unwinder. Google's tcmalloc is meant to be linked in, and is in no package.
+pub const COMBINATIONS: [Combination; 44] = {
+    use Allocator::{Glibc, GoogleTcmalloc, Jemalloc, Mimalloc, Musl, Tcmalloc, TcmallocMinimal};
     use Language::{C, Cpp, Rust};
     use Linkage::{Archive, Preload, Shared, Static, StaticPie};
     [
@@ -96,6 +100,9 @@ pub const COMBINATIONS: [Combination; 38] = {
         of("c_tcmalloc_minimal_archive", C, TcmallocMinimal, Archive),
         of("c_tcmalloc_minimal_static", C, TcmallocMinimal, Static),
         of("c_tcmalloc_minimal_static_pie", C, TcmallocMinimal, StaticPie),
+        of("c_google_tcmalloc_archive", C, GoogleTcmalloc, Archive),
+        of("c_google_tcmalloc_static", C, GoogleTcmalloc, Static),
+        of("c_google_tcmalloc_static_pie", C, GoogleTcmalloc, StaticPie),
         of("c_mimalloc_shared", C, Mimalloc, Shared),
         of("c_mimalloc_preload", C, Mimalloc, Preload),
         of("cpp_glibc_shared", Cpp, Glibc, Shared),
@@ -111,17 +118,27 @@ pub const COMBINATIONS: [Combination; 38] = {
         of("cpp_tcmalloc_minimal_shared", Cpp, TcmallocMinimal, Shared),
         of("cpp_tcmalloc_minimal_preload", Cpp, TcmallocMinimal, Preload),
         of("cpp_tcmalloc_minimal_archive", Cpp, TcmallocMinimal, Archive),
+        of("cpp_google_tcmalloc_archive", Cpp, GoogleTcmalloc, Archive),
+        of("cpp_google_tcmalloc_static", Cpp, GoogleTcmalloc, Static),
         of("cpp_mimalloc_shared", Cpp, Mimalloc, Shared),
         of("cpp_mimalloc_preload", Cpp, Mimalloc, Preload),
         of("rust_glibc_shared", Rust, Glibc, Shared),
         of("rust_jemalloc_archive", Rust, Jemalloc, Archive),
+        of("rust_google_tcmalloc_archive", Rust, GoogleTcmalloc, Archive),
         of("rust_mimalloc_archive", Rust, Mimalloc, Archive),
     ]
 };
 
 impl Allocator {
-    const ALL: [Self; 6] =
-        [Self::Glibc, Self::Musl, Self::Jemalloc, Self::Tcmalloc, Self::TcmallocMinimal, Self::Mimalloc];
+    const ALL: [Self; 7] = [
+        Self::Glibc,
+        Self::Musl,
+        Self::Jemalloc,
+        Self::Tcmalloc,
+        Self::TcmallocMinimal,
+        Self::GoogleTcmalloc,
+        Self::Mimalloc,
+    ];
 
     /// What heaptap calls it.
     pub const fn label(self) -> &'static str {
@@ -129,7 +146,7 @@ impl Allocator {
             Self::Glibc => "glibc",
             Self::Musl => "musl",
             Self::Jemalloc => "jemalloc",
-            Self::Tcmalloc | Self::TcmallocMinimal => "tcmalloc",
+            Self::Tcmalloc | Self::TcmallocMinimal | Self::GoogleTcmalloc => "tcmalloc",
             Self::Mimalloc => "mimalloc",
         }
     }
@@ -138,6 +155,7 @@ impl Allocator {
         match self {
             Self::Tcmalloc => "tcmalloc (gperftools)",
             Self::TcmallocMinimal => "tcmalloc_minimal (gperftools)",
+            Self::GoogleTcmalloc => "tcmalloc (Google)",
             other => other.label(),
         }
     }
@@ -161,6 +179,7 @@ impl Allocator {
                 "call_tc_new",
                 "call_tc_newarray_nothrow",
             ],
+            Self::GoogleTcmalloc => &["call_pvalloc", "call_size_returning_new"],
             Self::Mimalloc => &[
                 "call_pvalloc",
                 "call_mi_malloc",
@@ -248,10 +267,12 @@ impl Combination {
 
     /// How many exceptions the guest catches in a run.
     ///
-    /// mimalloc, which Debian compiles as C, cannot throw: it ends the program, and so is not made to.
+    /// mimalloc, which Debian compiles as C, cannot throw, and Google's tcmalloc does not: they end the program, and so are not
+    /// made to.
     pub const fn caught(self) -> u64 {
         match (self.language, self.allocator) {
-            (Language::Cpp, Allocator::Mimalloc) | (Language::C | Language::Rust, _) => 0,
+            (Language::Cpp, Allocator::Mimalloc | Allocator::GoogleTcmalloc)
+            | (Language::C | Language::Rust, _) => 0,
             (Language::Cpp, _) => 100,
         }
     }

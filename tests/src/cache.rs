@@ -14,7 +14,7 @@ pub(crate) struct Step {
     program: &'static str,
     source: Option<PathBuf>,
     /// They follow the source: libraries have to.
-    flags: Vec<&'static str>,
+    flags: Vec<String>,
     output: String,
 }
 
@@ -25,18 +25,23 @@ impl Step {
     }
 
     /// Runs a tool on what the steps before have made.
-    pub(crate) fn tool(program: &'static str, arguments: &[&'static str]) -> Self {
-        Self { program, source: None, flags: arguments.to_vec(), output: String::new() }
+    pub(crate) fn tool(program: &'static str, arguments: &[&str]) -> Self {
+        Self { program, source: None, flags: Vec::new(), output: String::new() }.flags(arguments)
+    }
+
+    /// Builds a package of Go's, which is a folder.
+    pub(crate) fn go(package: PathBuf) -> Self {
+        Self::of("go", package)
     }
 
     /// With these flags after the ones so far.
-    pub(crate) fn flags(mut self, flags: &[&'static str]) -> Self {
-        self.flags.extend(flags);
+    pub(crate) fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().copied().map(str::to_owned));
         self
     }
 
     /// With one more.
-    pub(crate) fn flag(self, flag: &'static str) -> Self {
+    pub(crate) fn flag(self, flag: &str) -> Self {
         self.flags(&[flag])
     }
 
@@ -49,12 +54,20 @@ impl Step {
     fn run(&self, folder: &Path) {
         let mut command = Command::new(self.program);
         command.current_dir(folder);
-        if let Some(source) = &self.source {
-            command.args(["-o", &self.output]).arg(source);
+        match &self.source {
+            Some(package) if package.is_dir() => {
+                // Go looks at the package's repository otherwise, which may be somebody else's.
+                command.args(["build", "-buildvcs=false", "-o"]).arg(folder.join(&self.output));
+                command.current_dir(package);
+            }
+            Some(source) => {
+                command.args(["-o", &self.output]).arg(source);
+            }
+            None => {}
         }
         command.args(&self.flags);
         let output = command.output().unwrap_or_else(|err| {
-            panic!("cannot run `{}` (install gcc, g++ and rustc): {err}", self.program)
+            panic!("cannot run `{}` (install gcc, g++, Go and rustc): {err}", self.program)
         });
         assert!(
             output.status.success(),
@@ -103,6 +116,13 @@ pub(crate) fn build(steps: &[Step]) -> PathBuf {
     finished
 }
 
+/// What is in a file, or in all the files of a folder.
 fn read(path: &Path) -> Vec<u8> {
-    fs::read(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()))
+    if !path.is_dir() {
+        return fs::read(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+    }
+    let entries = fs::read_dir(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder stays").path()).collect();
+    files.sort();
+    files.iter().flat_map(|file| read(file)).collect()
 }

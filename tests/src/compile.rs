@@ -93,6 +93,7 @@ pub fn program_as(name: &str, variant: Variant) -> PathBuf {
         "constructor" => program.flags(&["-l:libconstructor.so"]),
         // Bound at the first call, whatever the compiler's own default.
         "loads-allocator" => program.flags(&["-ldl"]),
+        "replaces-static" => program.flags(&["-static"]),
         "lazy" => program.flags(&["-l:liblazy.so", "-Wl,-z,lazy"]),
         _ => program,
     };
@@ -191,6 +192,45 @@ fn plugins(then: impl IntoIterator<Item = Step>) -> PathBuf {
     build(&steps).join(name)
 }
 
+/// A static guest, with its symbols.
+pub fn linked_statically(name: &'static str) -> PathBuf {
+    build(&[language(name, Variant::NoFramePointers).flags(&["-static"]).output(name)]).join(name)
+}
+
+/// A static guest without a build id, stripped, and the same as it was before.
+pub fn static_and_stripped(name: &'static str) -> (PathBuf, PathBuf) {
+    let folder = build(&[
+        language(name, Variant::NoFramePointers).flags(&["-static", "-Wl,--build-id=none"]).output("whole"),
+        Step::tool("strip", &["-o", name, "whole"]),
+    ]);
+    (folder.join(name), folder.join("whole"))
+}
+
+/// The guest `cgo`, with names in it or without.
+pub fn cgo(with_names: bool) -> PathBuf {
+    let build_go = Step::go(source("cgo")).output("cgo");
+    let step = if with_names { build_go } else { build_go.flag("-ldflags=-s -w -X main.nameless=yes") };
+    build(&[step]).join("cgo")
+}
+
+/// The folder of a library that MariaDB loads, which asks glibc for its own count.
+pub fn mariadb_plugins() -> PathBuf {
+    let file = "libmallinfo";
+    build(&[c("cc", &format!("{file}.c"), Variant::NoFramePointers)
+        .flags(LIBRARY)
+        .output(&format!("{file}.so"))])
+}
+
+/// A guest that loads an allocator, with musl for its C library, and a library that has one.
+pub fn loads_allocator_by_musl() -> (PathBuf, PathBuf) {
+    let compile = |file| c("musl-gcc", file, Variant::NoFramePointers);
+    let folder = build(&[
+        compile("libbump.c").flags(LIBRARY).output("libbump.so"),
+        compile("loads-allocator.c").output("loads-allocator"),
+    ]);
+    (folder.join("loads-allocator"), folder.join("libbump.so"))
+}
+
 /// Compiles every program in every way that a test might ask for, for tests that run where no compiler is.
 pub fn every_program() -> Vec<PathBuf> {
     let folder = source("");
@@ -198,6 +238,7 @@ pub fn every_program() -> Vec<PathBuf> {
     let mut programs = vec![no_allocator(Width::Bits32), no_allocator(Width::Bits64)];
     programs.extend([with_debug_frame("frames"), split("frames").0]);
     programs.extend([packed_plugins(), linked_plugins()]);
+    programs.extend([cgo(true), cgo(false), linked_statically("mappings")]);
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");

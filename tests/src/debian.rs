@@ -1,13 +1,15 @@
 //! Programs as Debian ships them, at work under `heaptap record`.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
+
 use crate::guest::Guest;
 use crate::heaptap::{Recorded, Recording, path_str};
+use crate::nginx;
 use crate::process::{Lines, PATIENCE, Process};
 
 /// Containers, JSON, regular expressions, a compressor and a sort with callbacks into the interpreter.
@@ -23,6 +25,36 @@ for line in sys.stdin:
     packed = [zlib.compress(text[at:at + 2000].encode()) for at in range(0, len(text), 2000)]
     sums = sum(decimal.Decimal(row["id"]) / 7 for row in rows)
     print("done", len(found), len(packed), flush=True)
+"#;
+
+/// Allocates and frees all the time, on a thread of its own; keeps blocks when it is told to, and says what glibc has given.
+const PYTHON_THAT_COUNTS: &str = r#"
+import ctypes, sys, threading
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Mallinfo2
+def taken():
+    info = libc.mallinfo2()
+    return info.uordblks + info.hblkhd
+running = True
+def load():
+    while running:
+        [bytes(1000) for _ in range(100)]
+thread = threading.Thread(target=load)
+thread.start()
+before = taken()
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "keep\n":
+        kept = [bytes(500 + n % 1000) for n in range(20000)]
+        kept += [bytes(1 << 20) for n in range(10)]
+        print("done", flush=True)
+    else:
+        running = False
+        thread.join()
+        print("taken", taken() - before, flush=True)
 "#;
 
 /// Buffers outside of V8's heap, JSON, a compressor on other threads, and compiled code.
@@ -54,24 +86,6 @@ UPDATE rows SET name = upper(name) || replace(name, 'row', 'line') WHERE part = 
 .shell echo done
 ";
 
-/// A configuration in which one process serves one folder, with filters that allocate.
-fn nginx_configuration(folder: &str) -> String {
-    format!(
-        "daemon off; master_process off; pid {folder}/pid; error_log stderr notice;
-        events {{ worker_connections 64; }}
-        http {{
-            access_log {folder}/access.log;
-            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; uwsgi_temp_path {folder}/uwsgi;
-            fastcgi_temp_path {folder}/fastcgi; scgi_temp_path {folder}/scgi;
-            gzip on; gzip_types *; gzip_min_length 1;
-            server {{
-                listen unix:{folder}/socket; root {folder}; ssi on; ssi_types *;
-                rewrite ^/page/(.*)$ /index.txt?number=$1 last;
-            }}
-        }}"
-    )
-}
-
 /// Talks to a server on a socket until what it says ends so.
 fn converse(socket: &Path, say: &str, end: &str) -> String {
     let mut stream = UnixStream::connect(socket)
@@ -82,12 +96,11 @@ fn converse(socket: &Path, say: &str, end: &str) -> String {
     let mut piece = [0; 1 << 16];
     loop {
         match stream.read(&mut piece) {
-            Ok(0) if end.is_empty() => break,
             Ok(0) => panic!("no `{end}` in {}", String::from_utf8_lossy(&heard)),
             Ok(count) => heard.extend_from_slice(&piece[..count]),
             Err(err) => panic!("{err} after {}", String::from_utf8_lossy(&heard)),
         }
-        if !end.is_empty() && heard.ends_with(end.as_bytes()) {
+        if heard.ends_with(end.as_bytes()) {
             break;
         }
     }
@@ -112,6 +125,21 @@ pub fn python3(options: &[&str]) -> Recorded {
     record(python, "work", options)
 }
 
+/// The interpreter under load; also what glibc itself says that it has given since.
+pub fn python3_with_its_own_count() -> (Recorded, i64) {
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", PYTHON_THAT_COUNTS]).env("PYTHONMALLOC", "malloc");
+    let mut program = Guest::spawn_command("python3", python);
+    program.line("ready");
+    let recording = Recording::attach(program.pid());
+    program.send("keep");
+    program.line("done");
+    program.send("count");
+    let line = program.line("taken ");
+    let taken = line.trim_start_matches("taken ").parse().expect("a number");
+    (recording.finish(), taken)
+}
+
 /// Node at work on data.
 pub fn node(options: &[&str]) -> Recorded {
     let mut node = Command::new("/usr/bin/node");
@@ -129,25 +157,11 @@ pub fn sqlite3(options: &[&str]) -> Recorded {
 
 /// A web server with some requests.
 pub fn nginx(options: &[&str]) -> Recorded {
-    let folder = tempfile::tempdir().expect("a folder to serve");
-    let configuration = folder.path().join("nginx.conf");
-    fs::write(&configuration, nginx_configuration(path_str(folder.path()))).expect("it can be written");
-    fs::write(folder.path().join("index.txt"), "<!--#echo var=\"arg_number\" --> and so on\n".repeat(100))
-        .expect("it can be written");
-    let mut nginx = Command::new("/usr/sbin/nginx");
-    nginx.arg("-p").arg(folder.path()).arg("-c").arg(&configuration).args(["-e", "stderr"]);
-    nginx.stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut process = Process::spawn(nginx);
-    let mut log = Lines::of(process.child().stderr.take().expect("stderr is piped"));
-    // It listens before it says what limits it has.
-    log.find("nginx's limits", |line| line.contains("getrlimit"));
-    let recording = Recording::attach_with(process.pid(), options);
+    let server = nginx::Server::start();
+    let recording = Recording::attach_with(server.pid(), options);
     for number in 0..200 {
-        let request = format!(
-            "GET /page/{number} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
-        );
-        let answer = converse(&folder.path().join("socket"), &request, "");
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let answer = server.socket().connect().get_packed(&format!("/page/{number}"));
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
     }
     recording.finish()
 }
@@ -183,17 +197,14 @@ pub fn redis_server(options: &[&str]) -> Recorded {
     recording.finish()
 }
 
-/// A server that counts for itself what it has in use, by its allocator's sizes: what it says that it has taken in while it
-/// was recorded, in bytes.
+/// A server that counts for itself what it has in use, by its allocator's sizes, while others keep it busy: what it says that it
+/// has taken in while it was recorded, in bytes.
 pub fn redis_server_with_its_own_count() -> (Recorded, i64) {
     let folder = tempfile::tempdir().expect("a folder for the socket");
     let (process, _log, socket) = start_redis(folder.path());
-    let used = || {
-        let info = converse(&socket, "INFO memory\r\nPING\r\n", "+PONG\r\n");
-        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
-        line.expect("redis says what it has").trim().parse::<i64>().expect("a number")
-    };
-    let before = used();
+    let before = redis_says(&socket, "memory", "used_memory:");
+    let mut load = RedisLoad::start(&socket);
+    load.advance();
     let recording = Recording::attach(process.pid());
     let mut commands = String::new();
     for number in 0..5000 {
@@ -201,30 +212,93 @@ pub fn redis_server_with_its_own_count() -> (Recorded, i64) {
     }
     commands += "PING\r\n";
     converse(&socket, &commands, "+PONG\r\n");
+    load.advance();
+    load.stop();
+    while redis_says(&socket, "clients", "connected_clients:") > 1 {}
+    let after = redis_says(&socket, "memory", "used_memory:");
     let recorded = recording.finish();
-    let after = used();
+    let value = format!("$500\r\n{}\r\n", "value".repeat(100));
+    for number in 0..5000 {
+        converse(&socket, &format!("GET key:{number}\r\n"), &value);
+    }
     (recorded, after - before)
 }
 
+/// A number that the server says of itself.
+fn redis_says(socket: &Path, section: &str, name: &str) -> i64 {
+    let info = converse(socket, &format!("INFO {section}\r\nPING\r\n"), "+PONG\r\n");
+    let number = info.lines().find_map(|line| line.strip_prefix(name));
+    number.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
+}
+
+/// redis-benchmark, which does the same over and over.
+struct RedisLoad {
+    process: Process,
+    said: Lines,
+}
+
+impl RedisLoad {
+    fn start(socket: &Path) -> Self {
+        let mut benchmark = Command::new("/usr/bin/redis-benchmark");
+        // Of these, nothing is left but one value, one number and one hash.
+        benchmark
+            .args(["-l", "-q", "-c", "10", "-n", "2000", "-t", "set,get,incr,hset,spop", "-s"])
+            .arg(socket);
+        benchmark.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut process = Process::spawn(benchmark);
+        let said = Lines::of(process.child().stdout.take().expect("stdout is piped"));
+        Self { process, said }
+    }
+
+    /// Waits until it has done everything at least once.
+    fn advance(&mut self) {
+        for what in ["SET: ", "GET: ", "INCR: ", "HSET: ", "SPOP: ", "SET: "] {
+            self.said.find(what, |line| line.contains(what) && line.contains("requests per second"));
+        }
+    }
+
+    fn stop(mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait();
+    }
+}
+
+/// A server that writes what it has to a file by a child process, which has it all as its parent had it: the recording of both, and
+/// the child's PID.
+pub fn redis_server_that_saves() -> (Recorded, u32) {
+    let folder = tempfile::tempdir().expect("a folder for the socket");
+    let (process, mut log, socket) = start_redis(folder.path());
+    let mut recording = Recording::attach_with(process.pid(), &["--follow-forks"]);
+    let mut commands = String::new();
+    for number in 0..5000 {
+        commands += &format!("SET key:{number} {}\r\n", "value".repeat(100));
+    }
+    commands += "BGSAVE\r\nPING\r\n";
+    converse(&socket, &commands, "+PONG\r\n");
+    let line = log.find("a child to save", |line| line.contains("Background saving started by pid "));
+    let pid = line.rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect("a PID at the end");
+    log.find("the child to have saved", |line| line.contains("Background saving terminated with success"));
+    assert!(folder.path().join("dump.rdb").exists());
+    recording.stderr_line("heaptap: wrote ");
+    let recorded = recording.finish();
+    drop(process);
+    let (_process, _log, socket) = start_redis(folder.path());
+    converse(&socket, "DBSIZE\r\n", ":5000\r\n");
+    (recorded, pid)
+}
+
 /// A program that comes with every JVM and works long enough that its own code is compiled, from its start.
-pub fn java(options: &[&str]) -> Recorded {
+///
+/// `jvm_options` are the JVM's.
+pub fn java(options: &[&str], jvm_options: &[&str]) -> Recorded {
     let folder = tempfile::tempdir().expect("a folder for the keys");
     let store = folder.path().join("store");
+    let jvm_options: Vec<String> = jvm_options.iter().map(|option| format!("-J{option}")).collect();
     let keytool = [
         options,
-        // What the JVM compiles keeps frame pointers only when it is told to.
-        &[
-            "--",
-            "/usr/bin/keytool",
-            "-J-XX:+PreserveFramePointer",
-            "-genkeypair",
-            "-alias",
-            "key",
-            "-keyalg",
-            "RSA",
-            "-keysize",
-            "2048",
-        ],
+        &["--", "/usr/bin/keytool"],
+        &jvm_options.iter().map(String::as_str).collect::<Vec<_>>(),
+        &["-genkeypair", "-alias", "key", "-keyalg", "RSA", "-keysize", "2048"],
         &["-dname", "CN=heaptap", "-storepass", "heaptap", "-keystore", path_str(&store)],
     ]
     .concat();

@@ -109,6 +109,11 @@ impl Running {
         Self { process, stdout, stderr }
     }
 
+    /// heaptap's own PID.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Waits for a line on standard error that begins so.
     pub fn stderr_line(&mut self, beginning: &str) -> String {
         self.stderr
@@ -168,8 +173,20 @@ impl Recording {
         let folder = tempfile::tempdir().expect("a folder for the profile");
         let mut command = command();
         command.envs(environment.iter().copied());
-        command.args(["record", "--exact", "--output"]).arg(profile_in(&folder)).args(options);
+        let may_sample = options.iter().any(|option| ["--sample", "--max-overhead"].contains(option));
+        let exactly: &[&str] = if may_sample { &[] } else { &["--exact"] };
+        command.arg("record").args(exactly).arg("--output").arg(profile_in(&folder)).args(options);
         Self { running: Running::start(command), folder }
+    }
+
+    /// heaptap's own PID.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Where the profile will be.
+    pub fn path(&self) -> PathBuf {
+        profile_in(&self.folder)
     }
 
     /// Waits for a line on standard error that begins so.
@@ -209,8 +226,13 @@ impl Serving {
         Self::start_with(pid, &[])
     }
 
-    /// The same, with more options.
+    /// The same, with more options. Whatever it costs, for a busy guest is recorded to its end.
     pub fn start_with(pid: u32, options: &[&str]) -> Self {
+        Self::start_limited(pid, &[&["--max-overhead", "off"], options].concat())
+    }
+
+    /// The same with nothing but these options.
+    pub fn start_limited(pid: u32, options: &[&str]) -> Self {
         let mut command = command();
         command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]).args(options);
         let mut running = Running::start(command);
@@ -218,6 +240,12 @@ impl Serving {
         let url = line.trim_start_matches("heaptap: serving ").to_owned();
         assert!(url.ends_with("/debug/pprof/heap"), "{line}");
         Self { running, url }
+    }
+
+    /// The next line on stderr that begins so.
+    #[track_caller]
+    pub fn stderr_line(&mut self, beginning: &str) -> String {
+        self.running.stderr_line(beginning)
     }
 
     /// The profile as it is now.
@@ -241,10 +269,15 @@ impl Serving {
         panic!("{what} is in no profile within {PATIENCE:?}: {:#?}", self.fetch().comments);
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
     /// Stops it with a signal.
     #[track_caller]
     pub fn finish(self, signal: Signal) {
-        self.running.signal(signal);
+        self.signal(signal);
         self.running.wait().assert_success();
     }
 }

@@ -24,10 +24,22 @@ pub mod profile;
 
 pub mod ledger;
 
+pub mod estimate;
+
 pub mod chains;
 
 pub mod pprof;
 
+pub mod chromium;
+
 pub mod debian;
+
+pub mod load;
+
+pub mod mariadb;
+
+pub mod nginx;
+
+pub mod service;
 
 pub mod oracle;

@@ -234,10 +234,19 @@ impl Profile {
 
     /// The number in a comment `memory: … NAME=N …`; `None` where there is none.
     pub fn memory(&self, name: &str) -> Option<u64> {
-        let comments = self.comments.iter().filter_map(|comment| comment.strip_prefix("memory: "));
+        Some(self.pair("memory: ", name)?.parse().expect("a size is a number"))
+    }
+
+    /// The number in a comment `cost: … NAME=N …`; `None` where there is none.
+    pub fn cost(&self, name: &str) -> Option<f64> {
+        Some(self.pair("cost: ", name)?.parse().expect("a cost is a number"))
+    }
+
+    /// What stands behind `NAME=` in a comment that begins so.
+    fn pair(&self, beginning: &str, name: &str) -> Option<&str> {
+        let comments = self.comments.iter().filter_map(|comment| comment.strip_prefix(beginning));
         let mut pairs = comments.flat_map(str::split_whitespace).filter_map(|pair| pair.split_once('='));
-        let (_, number) = pairs.find(|(found, _)| *found == name)?;
-        Some(number.parse().expect("a size is a number"))
+        pairs.find_map(|(found, value)| (found == name).then_some(value))
     }
 
     /// The value of one of heaptap's counters, 0 where no comment speaks of it.

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use heaptap_tests::allocators::{COMBINATIONS, Combination, Language, table};
-use heaptap_tests::heaptap::{Recording, path_str};
+use heaptap_tests::compile;
+use heaptap_tests::guest::Guest;
+use heaptap_tests::heaptap::{self, Recording, path_str};
 use heaptap_tests::ledger::Ledger;
 use heaptap_tests::profile::Profile;
 
@@ -31,6 +33,55 @@ fn attach(name: &str) {
         guest.command("run");
         assert_eq!(guest.number("caught"), 3 * combination.caught(), "{name}");
     }
+    guest.exit();
+}
+
+#[test]
+fn a_stripped_static_program_is_recorded_by_the_symbols_that_it_had() {
+    let (program, whole) = compile::static_and_stripped("every-function");
+    let mut guest = Guest::start_program("every-function", &program);
+    let pid = guest.pid().to_string();
+    heaptap::run(["record", "--pid", &pid]).assert_refused("--symbols");
+    let other = compile::program("every-function");
+    let refused = heaptap::run(["record", "--pid", &pid, "--symbols", path_str(&other)]);
+    refused.assert_refused("is static and stripped");
+    let mut recording = Recording::start_early(&["--pid", &pid, "--symbols", path_str(&whole)]);
+    recording.stderr_line("heaptap: recording");
+    guest.command("run");
+    let ledger = guest.ledger();
+    let recorded = recording.finish();
+    ledger.assert_equals(&recorded.profile());
+    assert!(!recorded.outcome.stderr.contains("is of no file"), "{}", recorded.outcome.stderr);
+    guest.exit();
+}
+
+#[test]
+fn symbols_that_belong_to_nothing_are_said_to() {
+    let guest = Guest::start("ends");
+    let pid = guest.pid().to_string();
+    let mut recording = Recording::start_early(&["--pid", &pid, "--symbols", "/usr/bin/python3"]);
+    recording.stderr_line("heaptap: /usr/bin/python3 is of no file that the process has mapped");
+    recording.finish();
+    let refused = heaptap::run(["record", "--pid", &pid, "--symbols", "/etc/passwd"]);
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains("'/etc/passwd' for '--symbols <FILE>': not an ELF file"), "{refused:#?}");
+    guest.exit();
+}
+
+#[test]
+fn an_allocator_that_musls_loader_loads_is_counted_from_then_on() {
+    let (program, library) = compile::loads_allocator_by_musl();
+    let mut guest = Guest::start_program("loads-allocator", &program);
+    let mut recording = Recording::start_early(&["--pid", &guest.pid().to_string()]);
+    recording.stderr_line("heaptap: recording");
+    guest.command("run");
+    guest.command(&format!("load {}", path_str(&library)));
+    let line = recording.stderr_line("heaptap: mimalloc");
+    assert!(line.contains("counted from now on"), "{line}");
+    guest.command("run");
+    let ledger = guest.ledger();
+    assert!(ledger.site("call_loaded").alloc_objects > 0, "{ledger}");
+    ledger.assert_equals(&recording.finish().profile());
     guest.exit();
 }
 
@@ -104,13 +155,15 @@ combinations! {
     c_tcmalloc_shared c_tcmalloc_preload c_tcmalloc_archive
     c_tcmalloc_minimal_shared c_tcmalloc_minimal_preload c_tcmalloc_minimal_archive
     c_tcmalloc_minimal_static c_tcmalloc_minimal_static_pie
+    c_google_tcmalloc_archive c_google_tcmalloc_static c_google_tcmalloc_static_pie
     c_mimalloc_shared c_mimalloc_preload
     cpp_glibc_shared cpp_glibc_static cpp_glibc_static_pie
     cpp_jemalloc_shared cpp_jemalloc_preload cpp_jemalloc_archive cpp_jemalloc_static
     cpp_tcmalloc_shared cpp_tcmalloc_preload cpp_tcmalloc_archive
     cpp_tcmalloc_minimal_shared cpp_tcmalloc_minimal_preload cpp_tcmalloc_minimal_archive
+    cpp_google_tcmalloc_archive cpp_google_tcmalloc_static
     cpp_mimalloc_shared cpp_mimalloc_preload
-    rust_glibc_shared rust_jemalloc_archive rust_mimalloc_archive
+    rust_glibc_shared rust_jemalloc_archive rust_google_tcmalloc_archive rust_mimalloc_archive
 }
 
 /// Without a recording: what the other tests take for granted.

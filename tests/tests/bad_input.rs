@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread;
 
 use heaptap_tests::compile::{self, Width};
 use heaptap_tests::guest::Guest;
@@ -152,6 +153,39 @@ fn targets_that_end_while_being_attached_to() {
             _ => outcome.assert_refused("heaptap"),
         }
     }
+}
+
+#[test]
+fn thousands_of_processes_that_end_meanwhile_disturb_nobody() {
+    const THREADS: usize = 2;
+    const EACH: usize = 1000;
+    let mut guest = Guest::start("every-function");
+    let recording = Recording::attach(guest.pid());
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..EACH {
+                    let status = Command::new("/bin/true").status().expect("it can be started");
+                    assert!(status.success(), "{status}");
+                }
+            });
+        }
+        for _ in 0..10 {
+            // It may be looked at before it has a program of its own, meanwhile, or when it has ended.
+            let mut child = Command::new("/bin/true").spawn().expect("it can be started");
+            let outcome = heaptap::run(["inspect", "--pid", &child.id().to_string()]);
+            outcome.assert_no_panic();
+            match outcome.code {
+                Some(0) => {}
+                _ => outcome.assert_refused("heaptap"),
+            }
+            child.wait().expect("it is ours");
+            guest.command("run");
+        }
+    });
+    let ledger = guest.ledger();
+    ledger.assert_equals(&recording.finish().profile());
+    guest.exit();
 }
 
 #[test]

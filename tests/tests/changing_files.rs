@@ -3,6 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use heaptap_tests::compile::{self, Variant};
 use heaptap_tests::guest::Guest;
@@ -171,4 +174,87 @@ fn debug_information_that_claims_to_be_endless_costs_some_names_and_no_more() {
     ledger.assert_equals(&recorded.profile());
     recorded.profile().assert_whole(50, 0);
     assert_remark(&recorded, "libplugin-first.so: its debug information is not used");
+}
+
+const JEMALLOC: &str = "/lib/x86_64-linux-gnu/libjemalloc.so.2";
+
+/// A library with an allocator, in a folder where it can be replaced, and a guest that runs on it.
+struct Replaceable {
+    folder: TempDir,
+    guest: Guest,
+}
+
+impl Replaceable {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the library");
+        let library = folder.path().join("libjemalloc.so");
+        fs::copy(JEMALLOC, &library).expect("jemalloc is installed");
+        let mut command = Command::new(compile::program("live"));
+        command.env("LD_PRELOAD", &library);
+        let mut guest = Guest::spawn_command("live", command);
+        guest.line("ready");
+        Self { folder, guest }
+    }
+
+    /// Panics unless what the guest does from here on is recorded, and the guest then ends well.
+    #[track_caller]
+    fn assert_recorded(mut self, recording: Recording) {
+        self.guest.command("run");
+        let ledger = self.guest.ledger();
+        let recorded = recording.finish();
+        assert!(recorded.outcome.stderr.contains("jemalloc"), "{:#?}", recorded.outcome);
+        ledger.assert_equals(&recorded.profile());
+        self.guest.command("drop");
+        self.guest.exit();
+    }
+}
+
+/// Puts another file in the library's place.
+fn replace_library(folder: &Path, content: &[u8]) {
+    let [new, library] = ["new", "libjemalloc.so"].map(|name| folder.join(name));
+    fs::write(&new, content).expect("the folder has room");
+    fs::rename(new, library).expect("both are in one folder");
+}
+
+#[test]
+fn an_allocator_whose_file_was_replaced_is_recorded_by_what_is_mapped() {
+    let target = Replaceable::start();
+    replace_library(target.folder.path(), b"the library of another day");
+    let recording = Recording::attach(target.guest.pid());
+    target.assert_recorded(recording);
+}
+
+#[test]
+fn an_allocator_whose_file_is_replaced_meanwhile_is_recorded_by_what_is_mapped() {
+    let whole = fs::read(JEMALLOC).expect("jemalloc is installed");
+    // Nothing that can be read, a part of the library, and the same library in another file.
+    let contents = [b"the library of another day", &whole[..whole.len() / 2], &whole];
+    for _ in 0..3 {
+        let target = Replaceable::start();
+        let folder = target.folder.path();
+        let is_attached = AtomicBool::new(false);
+        let recording = thread::scope(|scope| {
+            scope.spawn(|| {
+                for content in contents.iter().cycle() {
+                    replace_library(folder, content);
+                    if is_attached.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            // Ends the thread also where heaptap does not attach, which is a panic.
+            let _stop = OnDrop(&is_attached);
+            Recording::attach(target.guest.pid())
+        });
+        target.assert_recorded(recording);
+    }
+}
+
+/// Sets a flag when it goes.
+struct OnDrop<'flag>(&'flag AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

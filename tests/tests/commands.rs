@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use heaptap_tests::compile::line_of;
+use heaptap_tests::compile::{self, line_of};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{self, Recorded, Recording, path_str};
 use heaptap_tests::text::changed_text;
@@ -35,10 +35,27 @@ fn inspect_names_the_functions_and_attaches_nothing() {
         "free",
         "cfree",
         "libc.so.6",
+        "with --mmap: memory that the program maps itself",
+        "mremap",
+        "an allocator that is loaded is counted from then on: /",
     ] {
         assert!(outcome.stdout.contains(function), "no `{function}` in:\n{}", outcome.stdout);
     }
     assert_eq!(changed_text(guest.pid()), Vec::<String>::new(), "inspect has attached");
+    guest.exit();
+}
+
+#[test]
+fn inspect_says_what_is_not_noticed_in_a_static_program() {
+    let guest = Guest::start_program("mappings", &compile::linked_statically("mappings"));
+    let outcome = heaptap::run(["inspect", "--pid", &guest.pid().to_string()]);
+    outcome.assert_success();
+    for said in [
+        "there is no loader that tells of it",
+        "does not tell where the data segment ends: there is no __curbrk in reach",
+    ] {
+        assert!(outcome.stdout.contains(said), "no `{said}` in:\n{}", outcome.stdout);
+    }
     guest.exit();
 }
 

@@ -20,6 +20,7 @@ fn run_twice(variant: Variant) {
         "abandoned",
         "entered-midway",
         "interposed",
+        "own-operators",
         "fork",
         "leader",
         "ends",

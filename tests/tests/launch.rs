@@ -128,10 +128,12 @@ fn a_command_is_found_on_the_path() {
 }
 
 #[test]
-fn a_command_that_replaces_its_program_ends_the_recording_with_what_the_first_had() {
-    let recorded = Recording::start(&["--", "/bin/sh", "-c", "exec /bin/cat /dev/null"]).wait();
-    let stderr = &recorded.outcome.stderr;
-    assert!(stderr.contains("heaptap: the process has replaced its program"), "{stderr}");
+fn a_command_that_replaces_its_program_is_followed() {
+    let recorded =
+        Recording::start(&["--", "/bin/sh", "-c", "exec /usr/bin/sqlite3 :memory: 'select 1'"]).wait();
     let profile = recorded.profile();
-    assert!(profile.total().alloc_objects > 0, "the shell allocates: {:#?}", profile.comments);
+    let has = |name: &str| profile.files.iter().any(|file| file.ends_with(name));
+    // The shell has another name in a machine that was made for the test.
+    assert!((has("/dash") || has("/sh")) && has("/sqlite3"), "{:#?}", profile.files);
+    assert!(profile.total().alloc_objects > 100, "{:#?}", profile.comments);
 }

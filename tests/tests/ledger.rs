@@ -94,8 +94,21 @@ fn an_allocator_defined_by_the_program_on_top_of_glibcs_counts_once() {
 }
 
 #[test]
+fn operators_that_get_their_blocks_where_the_programs_own_malloc_does_are_counted() {
+    record_run("own-operators");
+}
+
+#[test]
 fn every_one_of_many_call_paths_has_a_stack_of_its_own() {
-    let (_, profile) = record_run("stacks");
+    let mut guest = Guest::start("stacks");
+    let recording = Recording::attach(guest.pid());
+    // However slow the machine is, what the paths are made of is known before all of them come.
+    guest.command("run 16");
+    guest.command("run");
+    let ledger = guest.ledger();
+    let profile = recording.finish().profile();
+    ledger.assert_equals(&profile);
+    guest.exit();
     let paths = profile
         .stacks
         .iter()

@@ -1,9 +1,11 @@
 //! Beginnings and ends: of the target, of the recording, of several recordings, of heaptap itself.
 
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::Recording;
+use heaptap_tests::profile::Profile;
 use heaptap_tests::text::changed_text;
 use rustix::process::Signal;
 
@@ -136,17 +138,74 @@ fn two_recordings_of_one_target_both_see_everything() {
     guest.exit();
 }
 
-#[test]
-fn a_child_process_is_not_the_target() {
+/// Records a guest that starts processes; gives the profile, which has the parent's ledger.
+#[track_caller]
+fn record_parent(command: &str) -> Profile {
     let mut guest = Guest::start("fork");
     let recording = Recording::attach(guest.pid());
-    guest.command("run");
+    guest.command(command);
     let ledger = guest.ledger();
+    assert!(ledger.total().alloc_objects >= 100, "{ledger}");
     let profile = recording.finish().profile();
     ledger.assert_equals(&profile);
+    for loss in ["unknown_frees", "overwritten_blocks", "abandoned_calls", "unmatched_returns"] {
+        assert_eq!(profile.counter(loss), 0, "{loss}: {:#?}", profile.comments);
+    }
+    guest.exit();
+    profile
+}
+
+#[test]
+fn a_child_that_shares_the_memory_until_it_replaces_its_program_is_not_the_target() {
+    let profile = record_parent("vfork");
+    assert_eq!(profile.total().inuse_bytes, 0, "{:#?}", profile.stacks);
+}
+
+#[test]
+fn processes_that_a_library_starts_are_not_the_target() {
+    record_parent("spawn");
+}
+
+/// Starts a guest that has a PID which has become free; other processes may be faster.
+fn start_as_pid(pid: u32) -> Guest {
+    for _ in 0..1000 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).expect("root may choose");
+        let guest = Guest::start("every-function");
+        if guest.pid() == pid {
+            return guest;
+        }
+        guest.exit();
+    }
+    panic!("PID {pid} is taken");
+}
+
+#[test]
+fn a_process_that_is_given_the_targets_pid_is_not_the_target() {
+    let mut guest = Guest::start("every-function");
+    let pid = guest.pid();
+    let recording = Recording::attach(pid);
+    guest.command("run");
+    let ledger = guest.ledger();
+    // heaptap learns of the end only when somebody else is there.
+    recording.signal(Signal::STOP);
+    guest.signal(Signal::KILL);
+    guest.wait();
+    let mut other = start_as_pid(pid);
+    assert_eq!(changed_text(pid), Vec::<String>::new());
+    recording.signal(Signal::CONT);
+    other.command("run");
+    let profile = recording.wait().profile();
+    ledger.assert_equals(&profile);
+    other.command("run");
+    assert_eq!(changed_text(pid), Vec::<String>::new());
+    other.exit();
+}
+
+#[test]
+fn a_child_process_is_not_the_target() {
+    let profile = record_parent("run");
     let child = profile.stacks.iter().find(|stack| stack.functions.iter().any(|name| name == "child_malloc"));
     assert!(child.is_none(), "the child's allocations are in the profile: {child:?}");
-    guest.exit();
 }
 
 #[test]

@@ -175,8 +175,9 @@ fn a_program_that_was_replaced_is_not_taken_for_the_one_that_came() {
     guest.command("write 32");
     guest.send("exec");
     recording.stderr_line("heaptap: the process has replaced its program");
-    let parts = parts(&recording.wait().profile());
-    assert!(parts.began_anonymous.min(parts.resident) >= 64 * MIB - SUM_SLACK, "{parts:?}");
+    let parts = parts(&recording.finish().profile());
+    assert!(parts.resident < 32 * MIB && parts.inuse < 32 * MIB, "{parts:?}");
+    assert_eq!((parts.began_anonymous, parts.earlier), (0, 0), "{parts:?}");
 }
 
 #[test]

@@ -3,6 +3,20 @@
 use heaptap_tests::debian;
 
 #[test]
+fn python3_has_in_use_what_glibc_says() {
+    let (recorded, taken) = debian::python3_with_its_own_count();
+    let profile = recorded.profile();
+    let inuse = profile.total().inuse_bytes;
+    assert!(inuse >= 20_000 * 1000 + (10 << 20), "{inuse}");
+    // glibc counts its own 8 bytes for each block, and what it rounds up to 16; the load came and went meanwhile.
+    assert!(
+        (taken - inuse).abs() <= inuse / 20,
+        "{inuse} in the profile, {taken} by glibc: {:#?}",
+        profile.comments
+    );
+}
+
+#[test]
 fn redis_has_in_use_what_it_says() {
     let (recorded, taken) = debian::redis_server_with_its_own_count();
     assert!(recorded.outcome.stderr.contains("jemalloc"), "{}", recorded.outcome.stderr);

@@ -116,7 +116,28 @@ fn a_stripped_program_is_walked_by_the_debug_frame_of_its_debug_file() {
     assert_guest_is_whole(guest, &["main"], &["--debug-dir", path_str(&debug_dir)]);
 }
 
-/// Otherwise the tests before this one prove nothing.
+#[test]
+fn c_that_go_calls_and_that_calls_go_is_walked_through_both() {
+    let guest = Guest::start_program("cgo", &compile::cgo(true));
+    assert_guest_is_whole(guest, &["main.main", "thread_entry"], &[]);
+}
+
+#[test]
+fn c_that_go_without_names_calls_is_walked() {
+    let mut guest = Guest::start_program("cgo", &compile::cgo(false));
+    let recording = Recording::attach(guest.pid());
+    for _ in 0..LEARNING_RUNS {
+        guest.command("run");
+    }
+    let ledger = guest.ledger();
+    let profile = recording.finish().profile();
+    guest.exit();
+    assert_eq!(profile.total(), ledger.total(), "{:#?}", profile.comments);
+    // The goroutine's stack is in no copy of the thread's: that is learned in two steps.
+    profile.assert_whole(19_000, 50);
+}
+
+/// Otherwise the two tests of debug files prove nothing.
 #[test]
 fn a_stripped_program_whose_debug_file_is_not_found_has_broken_stacks() {
     let mut guest = Guest::start_program("frames", &compile::split("frames").0);

@@ -1,8 +1,14 @@
 //! `cargo xtask bench`: what recording costs.
 
 mod attach;
+mod compare;
+mod idle;
+mod load;
+mod many;
 mod memory;
-mod pair;
+mod processes;
+mod running;
+mod said;
 mod spread;
 mod unwind;
 
@@ -17,7 +23,10 @@ use crate::workspace::{cargo, is_root, root, run as run_command, target_dir};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    compare: compare::CompareArgs,
     #[command(subcommand)]
     what: Option<What>,
 }
@@ -28,6 +37,12 @@ enum What {
     Unwind,
     /// Measure the time and the memory that it takes to attach to programs with large libraries
     Attach,
+    /// Measure how soon an allocator is probed that a running program loads
+    Load,
+    /// Measure attaching to a program with 200 threads and 500 mapped libraries, and how long it is stopped
+    Many,
+    /// Measure the CPU and the memory that heaptap takes while its target does nothing
+    Idle(idle::IdleArgs),
 }
 
 /// Runs the command.
@@ -36,10 +51,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         bail!("recording needs root: `sudo cargo xtask bench`");
     }
     packages::ensure_installed(&[CC, LIBC_HEADERS])?;
-    match args.what {
-        None => pair::run(),
+    match &args.what {
+        None => compare::run(&args.compare),
         Some(What::Unwind) => unwind::run(),
         Some(What::Attach) => attach::run(),
+        Some(What::Load) => load::run(),
+        Some(What::Many) => many::run(),
+        Some(What::Idle(args)) => idle::run(args),
     }
 }
 
@@ -75,7 +93,8 @@ fn compile_pair(folder: &Path, frame_pointers: FramePointers) -> Result<PathBuf>
 fn compile(folder: &Path, name: &str, source: &str, flags: &[&str]) -> Result<PathBuf> {
     let program = folder.join(name);
     let mut cc = Command::new("cc");
-    cc.args(["-std=c11", "-O2", "-g"]).args(flags).arg("-o").arg(&program);
-    run_command(cc.arg(root()?.join(source)))?;
+    cc.args(["-std=c11", "-O2", "-g", "-o"]).arg(&program).arg(root()?.join(source));
+    // Behind the source, for a library is searched for what was missing before it.
+    run_command(cc.args(flags))?;
     Ok(program)
 }

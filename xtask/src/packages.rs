@@ -41,7 +41,7 @@ pub(crate) const LIBC_HEADERS: Need = Need {
 pub(crate) const CXX: Need = Need {
     sign: Sign::Program("c++"),
     package: "g++",
-    purpose: "compiles the tests' C++ program, and the engine that fuzzes",
+    purpose: "compiles the tests' C++ programs, one of their allocators, and the engine that fuzzes",
 };
 
 /// Programs as Debian builds them, which the tests of unwinding record.
@@ -53,8 +53,13 @@ pub(crate) const SMALL_PROGRAMS: [Need; 4] = [
 ];
 
 /// More of them, of some hundred megabytes.
-pub(crate) const LARGE_PROGRAMS: [Need; 2] =
-    [recorded("/usr/bin/keytool", "default-jre-headless"), recorded("/usr/bin/node", "nodejs")];
+pub(crate) const LARGE_PROGRAMS: [Need; 5] = [
+    recorded("/usr/bin/keytool", "default-jre-headless"),
+    recorded("/usr/bin/node", "nodejs"),
+    recorded("/usr/sbin/mariadbd", "mariadb-server-core"),
+    recorded("/usr/bin/mariadb", "mariadb-client-core"),
+    recorded("/usr/bin/chromium", "chromium"),
+];
 
 const fn recorded(path: &'static str, package: &'static str) -> Need {
     Need { sign: Sign::File(path), package, purpose: "is one of the programs that the tests record" }
@@ -75,6 +80,31 @@ pub(crate) const ALLOCATORS: [Need; 5] = [
 
 const fn linked(sign: Sign, package: &'static str) -> Need {
     Need { sign, package, purpose: "has an allocator that the tests' programs are linked with" }
+}
+
+/// Heap profilers that heaptap is compared with.
+pub(crate) const BENCH_PEERS: [Need; 5] = [
+    compared(Sign::Program("bpftrace"), "bpftrace"),
+    compared(Sign::Program("heaptrack"), "heaptrack"),
+    Need { sign: Sign::Program("gdb"), package: "gdb", purpose: "attaches heaptrack" },
+    compared(Sign::Program("valgrind"), "valgrind"),
+    compared(Sign::File("/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4"), "libgoogle-perftools4"),
+];
+
+const fn compared(sign: Sign, package: &'static str) -> Need {
+    Need { sign, package, purpose: "has one of the profilers that heaptap is compared with" }
+}
+
+/// What they are compared on, beside the sample programs.
+pub(crate) const BENCH_WORKLOADS: [Need; 4] = [
+    worked(Sign::File("/usr/bin/redis-server"), "redis-server"),
+    worked(Sign::Program("redis-benchmark"), "redis-tools"),
+    worked(Sign::File("/usr/bin/python3"), "python3"),
+    worked(Sign::File("/usr/include/sqlite3.h"), "libsqlite3-dev"),
+];
+
+const fn worked(sign: Sign, package: &'static str) -> Need {
+    Need { sign, package, purpose: "is part of a program that profilers are compared on" }
 }
 
 /// A large library, found by the program that says where it is.

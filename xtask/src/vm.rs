@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use self::boot::Machine;
 use self::outcome::Outcome;
 use self::pack::Suite;
-use crate::packages::{self, BUSYBOX, CC, CXX, LIBC_HEADERS, QEMU, SMALL_PROGRAMS};
+use crate::packages::{self, ALLOCATORS, BUSYBOX, CC, CXX, LIBC_HEADERS, QEMU, SMALL_PROGRAMS};
 use crate::workspace::target_dir;
 
 /// Arguments of `cargo xtask test vm`.
@@ -69,16 +69,20 @@ const TOO_OLD: Machine = Machine {
 /// The test binaries with their options.
 ///
 /// Not among them: those that read files, whatever the kernel; `pprof`, for which Go would have to come along; `oracle`, for
-/// which gdb would; and `namespaces`, for which overlayfs would. Node and a JVM would be 300 MB, and translate code all the time,
-/// which an emulator then translates again.
-const SUITES: [Suite; 15] = [
+/// which gdb would; and `namespaces`, for which overlayfs would. Node and a JVM (`unwind_jvm`) would be 300 MB, and translate
+/// code all the time, which an emulator then translates again.
+const SUITES: [Suite; 20] = [
     Suite { name: "ledger", options: "" },
     Suite { name: "threads", options: "" },
     Suite { name: "throw", options: "" },
     Suite { name: "overflow", options: "" },
     Suite { name: "lifecycle", options: "" },
+    Suite { name: "exec", options: "" },
+    Suite { name: "follow_forks", options: "" },
     Suite { name: "endings", options: "" },
     Suite { name: "serve", options: "" },
+    // Of the other allocators only mimalloc is taken along, and a machine that small gives no block of a gibibyte.
+    Suite { name: "sampling", options: "--skip jemalloc --skip tcmalloc --skip large --skip gibibyte" },
     Suite { name: "commands", options: "" },
     Suite { name: "launch", options: "" },
     Suite { name: "bad_input", options: "" },
@@ -87,11 +91,16 @@ const SUITES: [Suite; 15] = [
     Suite { name: "unwind_debian", options: "--skip node --skip java" },
     Suite { name: "changing_files", options: "" },
     Suite { name: "memory", options: "" },
+    Suite { name: "mappings", options: "--skip what_an_allocator_maps" },
+    // Python's ctypes are not taken along.
+    Suite { name: "own_counts", options: "--skip python3" },
 ];
 
 /// Runs the command.
 pub(crate) fn run(args: &VmArgs) -> Result<()> {
-    packages::ensure_installed([CC, LIBC_HEADERS, CXX, QEMU, BUSYBOX].iter().chain(&SMALL_PROGRAMS))?;
+    packages::ensure_installed(
+        [CC, LIBC_HEADERS, CXX, QEMU, BUSYBOX].iter().chain(&SMALL_PROGRAMS).chain(&ALLOCATORS),
+    )?;
     let folder = target_dir()?.join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let machines = machines(args.machine.as_deref())?;

@@ -1,7 +1,7 @@
 //! The hash by which the kernel tells stacks apart.
 
 use super::WalkEnd;
-use crate::heap::UNLEARNED_STACK;
+use crate::heap::NESTED_STACK;
 
 /// The hash of a stack, built frame by frame as it is walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl StackHash {
     #[inline(always)]
     pub const fn finish(self, end: WalkEnd) -> u64 {
         let hash = self.push(end as u64).0;
-        if hash <= UNLEARNED_STACK { !hash } else { hash }
+        if hash <= NESTED_STACK { !hash } else { hash }
     }
 }
 

@@ -4,12 +4,15 @@ use super::WalkEnd;
 
 /// How the caller's registers follow from those of a frame, in eight bytes.
 ///
-/// The lowest byte is the [`Kind`]; then the [`FpRule`], in a byte; then its offset, 16 bits in words of eight bytes
+/// The lowest byte is the [`Kind`], whose highest bit says that the pc lies within a function that allocates; then the [`FpRule`],
+/// in a byte; then its offset, 16 bits in words of eight bytes
 /// (for [`Kind::Plt`] the threshold, for [`Kind::Stop`] the [`WalkEnd`]); then the CFA's offset, 32 bits in bytes. The
 /// CFA (canonical frame address) is the caller's stack pointer; the return address lies right below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Row(u64);
+
+const OF_ALLOCATOR: u64 = 1 << 7;
 
 /// Where a row finds the CFA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,11 @@ pub enum Kind {
     End = 8,
     /// The walk cannot go on, for a reason.
     Stop = 9,
+    /// Go's code: as [`Kind::FramePointer`], but that frame may lie on another stack, above or below.
+    GoFramePointer = 10,
+    /// CFA = the word at rbp + offset, and the return address is the word behind the caller's rbp: an interpreter, whose frames lie
+    /// above what they were called with.
+    Interpreter = 11,
 }
 
 /// Where a row finds the caller's rbp.
@@ -50,6 +58,15 @@ pub enum FpRule {
 impl Row {
     /// The row of code that keeps a frame pointer.
     pub const FRAME_POINTER: Self = Self::new(Kind::FramePointer, FpRule::Unchanged, 0, 0);
+
+    /// The row of Go's code, which keeps a frame pointer, and what it calls may run on the thread's stack instead of the
+    /// goroutine's: C does (`runtime.asmcgocall`), and the runtime itself (`runtime.systemstack`).
+    pub const GO: Self = Self::new(Kind::GoFramePointer, FpRule::Unchanged, 0, 0);
+
+    /// The row of the HotSpot JVM's interpreter, which keeps frame pointers and right below its caller's stack pointer: between
+    /// the two lie the method's locals (`frame::sender_for_interpreter_frame` in OpenJDK's
+    /// src/hotspot/cpu/x86/frame_x86.inline.hpp; `interpreter_frame_sender_sp_offset` is −1).
+    pub const INTERPRETER: Self = Self::new(Kind::Interpreter, FpRule::AtFp, 0, -8);
 
     /// The row of an outermost frame.
     pub const END: Self = Self::new(Kind::End, FpRule::Unchanged, 0, 0);
@@ -73,6 +90,17 @@ impl Row {
         Self::new(Kind::Plt, FpRule::Unchanged, threshold, 0)
     }
 
+    /// The same row, of a pc within a function that allocates and is probed.
+    pub const fn of_allocator(self) -> Self {
+        Self(self.0 | OF_ALLOCATOR)
+    }
+
+    /// Whether the pc lies within a function that allocates and is probed.
+    #[inline(always)]
+    pub const fn is_of_allocator(self) -> bool {
+        self.0 & OF_ALLOCATOR != 0
+    }
+
     /// The row as a number.
     pub const fn to_raw(self) -> u64 {
         self.0
@@ -84,9 +112,14 @@ impl Row {
         Self(raw)
     }
 
+    /// Whether it is of a kind.
+    pub const fn is_kind(self, kind: Kind) -> bool {
+        self.kind() == kind as u8
+    }
+
     #[inline(always)]
     pub(super) const fn kind(self) -> u8 {
-        self.0 as u8
+        (self.0 & !OF_ALLOCATOR) as u8
     }
 
     #[inline(always)]
@@ -123,5 +156,7 @@ mod tests {
         assert_eq!((row.kind(), row.fp_rule()), (Kind::Sp as u8, FpRule::AtCfa as u8));
         assert_eq!((row.fp_offset().cast_signed(), row.cfa_offset().cast_signed()), (-24, -40_000));
         assert_eq!(Row::from_raw(row.to_raw()), row);
+        assert!(!row.is_of_allocator() && row.of_allocator().is_of_allocator());
+        assert_eq!(row.of_allocator().kind(), row.kind());
     }
 }

@@ -24,10 +24,14 @@ impl Frame {
         const DEREF_FP: u8 = Kind::DerefFp as u8;
         const END: u8 = Kind::End as u8;
         const STOP: u8 = Kind::Stop as u8;
+        const GO_FRAME_POINTER: u8 = Kind::GoFramePointer as u8;
+        const INTERPRETER: u8 = Kind::Interpreter as u8;
         let cfa = match row.kind() {
             SP => self.sp.wrapping_add(row.cfa_offset()),
             FP => return self.caller_by_fp(row, memory),
-            FRAME_POINTER => return self.caller_by_frame_record(memory),
+            kind @ (FRAME_POINTER | GO_FRAME_POINTER) => {
+                return self.caller_by_frame_record(kind == GO_FRAME_POINTER, memory);
+            }
             PLT => {
                 // The pc is that of the instruction that comes next: stubs are not returned to but interrupted.
                 let more = if self.pc.wrapping_sub(1) & 15 >= row.small() { 16 } else { 8 };
@@ -35,7 +39,7 @@ impl Frame {
             }
             SIGNAL => return self.interrupted(memory),
             DEREF_SP => read(memory, self.sp.wrapping_add(row.cfa_offset()))?,
-            DEREF_FP => read(memory, self.fp(memory)?.wrapping_add(row.cfa_offset()))?,
+            DEREF_FP | INTERPRETER => read(memory, self.fp(memory)?.wrapping_add(row.cfa_offset()))?,
             END => return Err(WalkEnd::Whole),
             STOP => return Err(WalkEnd::from_raw(row.small() as u32).unwrap_or(WalkEnd::UnknownRow)),
             _ => return Err(WalkEnd::UnknownRow),
@@ -56,7 +60,13 @@ impl Frame {
             AT_FP => FramePointer::SavedAt(self.fp(memory)?.wrapping_add(row.fp_offset())),
             _ => self.fp,
         };
-        called_from(read(memory, cfa.wrapping_sub(8))?, cfa, fp)
+        let mut return_address = cfa.wrapping_sub(8);
+        if row.kind() == Kind::Interpreter as u8
+            && let FramePointer::SavedAt(record) = fp
+        {
+            return_address = record.wrapping_add(8);
+        }
+        called_from(read(memory, return_address)?, cfa, fp)
     }
 
     /// The caller of a frame whose CFA is found by rbp.
@@ -77,15 +87,19 @@ impl Frame {
         called_from(pc, cfa, FramePointer::Is(fp))
     }
 
-    /// The caller of a frame of which rbp is the frame pointer.
+    /// The caller of a frame of which rbp is the frame pointer. Where it may be on another stack, there is no order to check.
     #[inline(always)]
-    fn caller_by_frame_record(&self, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
+    fn caller_by_frame_record(
+        &self,
+        may_change_stacks: bool,
+        memory: &impl ReadMemory,
+    ) -> Result<Self, WalkEnd> {
         let record = self.fp(memory)?;
         // The psABI asks the first frame of a thread to have a zero rbp (System V x86-64, section 3.4.1).
         if record == 0 {
             return Err(WalkEnd::Whole);
         }
-        if record < self.sp || !record.is_multiple_of(8) {
+        if (record < self.sp && !may_change_stacks) || !record.is_multiple_of(8) {
             return Err(WalkEnd::NotAscending);
         }
         let [fp, pc] = read_pair(memory, record)?;
@@ -206,8 +220,15 @@ mod tests {
             let mut regs = Regs { pc: number(), sp: BASE, fp: BASE + number() % 64 * 8 };
             let mut steps = 0;
             loop {
-                let kind = [Kind::FramePointer, Kind::Sp, Kind::Fp, Kind::Plt, Kind::DerefSp, Kind::DerefFp]
-                    [number() as usize % 6];
+                let kind = [
+                    Kind::FramePointer,
+                    Kind::Sp,
+                    Kind::Fp,
+                    Kind::Plt,
+                    Kind::DerefSp,
+                    Kind::DerefFp,
+                    Kind::Interpreter,
+                ][number() as usize % 7];
                 let rule = [FpRule::Unchanged, FpRule::AtCfa, FpRule::AtFp][number() as usize % 3];
                 let row = Row::new(kind, rule, number() as i16 % 8, number() as i32 % 64 / 8 * 8);
                 let Ok(caller) = step(row, &regs, &stack) else { break };
@@ -307,6 +328,30 @@ mod tests {
     }
 
     #[test]
+    fn go_goes_on_at_a_stack_below() {
+        // The goroutine's stack lies at 0x1000, the thread's at 0x1020.
+        let stack = Stack(0x1000, &[0, 0xb, 0, 0, 0x1000, 0xa, 0, 0]);
+        let on_thread = Regs { pc: 9, sp: 0x1020, fp: 0x1020 };
+        let switched = step(Row::GO, &on_thread, &stack).unwrap();
+        assert_eq!(switched, Regs { pc: 0xa, sp: 0x1030, fp: 0x1000 });
+        assert_eq!(step(Row::FRAME_POINTER, &switched, &stack), Err(WalkEnd::NotAscending));
+        let caller = step(Row::GO, &switched, &stack).unwrap();
+        assert_eq!(caller, Regs { pc: 0xb, sp: 0x1010, fp: 0 });
+        assert_eq!(step(Row::GO, &caller, &stack), Err(WalkEnd::Whole));
+    }
+
+    #[test]
+    fn the_interpreter_keeps_its_caller_s_stack_pointer_below_its_frame() {
+        // The frame is at 0x1008; its caller's stack pointer is two words further than behind the return address.
+        let stack = |sp| [sp, 0x7777, 0xa, 0, 0, 0];
+        let regs = Regs { pc: 9, sp: 0x1000, fp: 0x1008 };
+        let step = |sp| step(Row::INTERPRETER, &regs, &Stack(0x1000, &stack(sp)));
+        assert_eq!(step(0x1028), Ok(Regs { pc: 0xa, sp: 0x1028, fp: 0x7777 }));
+        assert_eq!(step(0x1018), Ok(Regs { pc: 0xa, sp: 0x1018, fp: 0x7777 }), "it has no locals");
+        assert_eq!(step(0x1000), Err(WalkEnd::NotAscending));
+    }
+
+    #[test]
     fn rbp_is_the_same_whenever_it_is_read() {
         // Any words, most of them addresses within: walks by any rows lead far.
         let mut seed = 1_u64;
@@ -315,7 +360,7 @@ mod tests {
             (seed >> 33) % below
         };
         let mut steps = 0;
-        for _ in 0..10_000 {
+        for _ in 0..50_000 {
             let words: Vec<u64> =
                 (0..64).map(|_| if random(4) == 0 { random(3) } else { 0x1000 + 8 * random(64) }).collect();
             let stack = Stack(0x1000, &words);
@@ -327,7 +372,7 @@ mod tests {
                 // Of rows that name no rule or kind, too.
                 let row = Row::from_raw(
                     Row::new(Kind::Sp, FpRule::Unchanged, offset, cfa_offset).to_raw() - 2
-                        + random(8)
+                        + random(11)
                         + (random(4) << 8),
                 );
                 let lazy = frame.caller(row, &stack);

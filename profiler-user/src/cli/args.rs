@@ -6,10 +6,14 @@ use clap::{Args, Parser, Subcommand};
 
 use profiler_common::limits::MAX_FRAMES;
 
-use super::report::ReportArgs;
+use super::{
+    limit::{self, MaxOverhead},
+    report::ReportArgs,
+};
 use crate::{
-    source::uprobe::Capacities,
+    source::uprobe::{Capacities, LONGEST_INTERVAL_BYTES},
     symbolize::{self, reader::COMMAND},
+    target::given::{Given, readable_elf},
 };
 
 /// A heap profiler that works from outside the program.
@@ -95,9 +99,24 @@ pub struct RecordArgs {
     #[arg(long)]
     pub force: bool,
 
-    /// Count every allocation. This is the default.
-    #[arg(long)]
-    pub exact: bool,
+    /// Which allocations to count.
+    #[command(flatten)]
+    pub sample: SampleArgs,
+
+    /// What the recording may cost the process, in percent of one CPU, or `off`. Where it costs more for three seconds,
+    /// fewer allocations are counted, and where that is not enough, it ends with what was collected.
+    #[arg(long, value_name = "PERCENT", default_value_t = MaxOverhead::Off, conflicts_with = "exact")]
+    pub max_overhead: MaxOverhead,
+
+    /// What to count besides.
+    #[command(flatten)]
+    pub mmap: MmapArgs,
+
+    /// Also record the processes that it forks, and those that they fork, each into a profile of its own: FILE with the process's PID
+    /// before .pb.gz. What a child has from its parent is known; each fork takes longer, by some 30 ms (less with a
+    /// smaller --max-live) and a microsecond for each live block.
+    #[arg(long, conflicts_with = "capture_stacks")]
+    pub follow_forks: bool,
 
     /// Start the command as root even under sudo, not as the user who called it.
     #[arg(long, requires = "command")]
@@ -135,6 +154,21 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6060")]
     pub listen: SocketAddr,
 
+    /// Which allocations to count.
+    #[command(flatten)]
+    pub sample: SampleArgs,
+
+    /// What the recording may cost the process, in percent of one CPU, or `off`. Where it costs more for three seconds,
+    /// fewer allocations are counted (not with --exact), and where that is not enough, counting ends, and what was collected is
+    /// served on. A tenth of a CPU, some 20,000 allocations and frees a second, is
+    /// what one thread of a service can lose without being noticed by who waits for it.
+    #[arg(long, value_name = "PERCENT", default_value_t = limit::SERVED)]
+    pub max_overhead: MaxOverhead,
+
+    /// What to count besides.
+    #[command(flatten)]
+    pub mmap: MmapArgs,
+
     /// Where to look for names.
     #[command(flatten)]
     pub symbols: SymbolArgs,
@@ -156,6 +190,28 @@ pub struct InspectArgs {
     pub symbols: SymbolArgs,
 }
 
+/// Which allocations to count.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SampleArgs {
+    /// Count every allocation. This is the default.
+    #[arg(long, conflicts_with = "sample")]
+    pub exact: bool,
+
+    /// Count a sample of the allocations, one for every SIZE bytes on average, such as 512KiB, and estimate the rest from it:
+    /// without bias, and with an error that the profile tells. Takes less of the program's time, above all where stacks are deep.
+    #[arg(long, value_name = "SIZE", value_parser = interval_bytes)]
+    pub sample: Option<u64>,
+}
+
+/// What to count besides what the allocators give.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct MmapArgs {
+    /// Also count the anonymous memory that the program maps itself (mmap, mremap, munmap, brk), under the allocator `mmap`.
+    /// These are whole pages as they were asked for, also where none was ever touched.
+    #[arg(long)]
+    pub mmap: bool,
+}
+
 /// Where to look for names; `DEBUGINFOD_URLS` names servers to ask as well.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Names")]
@@ -164,12 +220,23 @@ pub struct SymbolArgs {
     /// information; can be given several times.
     #[arg(long = "debug-dir", value_name = "DIR")]
     pub debug_dirs: Vec<PathBuf>,
+
+    /// The file of the program, or of a library of it, as it was before it was stripped, or its debug file: for names, unwind
+    /// information, and to find an allocator in a static program; can be given several times.
+    #[arg(long = "symbols", value_name = "FILE", value_parser = readable_elf)]
+    pub files: Vec<PathBuf>,
+}
+
+impl From<SymbolArgs> for Given {
+    fn from(SymbolArgs { debug_dirs: directories, files }: SymbolArgs) -> Self {
+        Self { directories, files }
+    }
 }
 
 impl From<SymbolArgs> for symbolize::Options {
-    fn from(SymbolArgs { debug_dirs }: SymbolArgs) -> Self {
+    fn from(args: SymbolArgs) -> Self {
         // The program that is running, whatever has become of its file.
-        Self { debug_dirs, reader: Some(PathBuf::from("/proc/self/exe")) }
+        Self { given: args.into(), reader: Some(PathBuf::from("/proc/self/exe")) }
     }
 }
 
@@ -206,6 +273,15 @@ impl CapacityArgs {
     }
 }
 
+/// A mean number of bytes from one sample to the next.
+fn interval_bytes(text: &str) -> Result<u64, String> {
+    let bytes = text.parse::<bytesize::ByteSize>()?.as_u64();
+    if (1..=LONGEST_INTERVAL_BYTES).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err("it has to be a size from 1 (every allocation) to 1TiB, such as 512KiB".to_owned())
+}
+
 /// The kernel wants a power of two of whole pages (`ringbuf_map_alloc` in kernel/bpf/ringbuf.c).
 fn ring_bytes(text: &str) -> Result<u32, String> {
     let bytes: u32 = text.parse().map_err(|error| format!("{error}"))?;
@@ -237,6 +313,24 @@ mod tests {
         assert!(parse(&["--pid", "1", "--debug-dir", "a", "--debug-dir", "b"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30s"]).is_ok());
         assert!(parse(&["--pid", "1", "--duration", "30 bananas"]).is_err());
+        assert!(parse(&["--pid", "1", "--max-overhead", "2.5"]).is_ok());
+        assert!(parse(&["--pid", "1", "--max-overhead", "0"]).is_err());
+        assert!(parse(&["--pid", "1", "--exact"]).is_ok());
+        assert!(parse(&["--pid", "1", "--exact", "--max-overhead", "2.5"]).is_err());
+    }
+
+    #[test]
+    fn sampling_intervals_are_sizes() {
+        assert_eq!(interval_bytes("512KiB"), Ok(512 << 10));
+        assert_eq!(interval_bytes("1"), Ok(1));
+        assert!(interval_bytes("0").unwrap_err().contains("512KiB"));
+        assert!(interval_bytes("2TiB").is_err());
+        assert!(interval_bytes("many").is_err());
+        let parse = |arguments: &[&str]| {
+            Cli::try_parse_from([&["heaptap", "record", "--pid", "1"], arguments].concat())
+        };
+        assert!(parse(&["--sample", "1MiB"]).is_ok());
+        assert!(parse(&["--sample", "1MiB", "--exact"]).is_err());
     }
 
     #[test]

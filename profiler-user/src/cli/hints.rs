@@ -6,7 +6,7 @@ use super::{error::CliError, report::ReportError};
 use crate::{
     output::file::FileError,
     profile::read::ReadError,
-    source::uprobe::{RecordError, capture::CaptureError},
+    source::uprobe::{AttachError, InheritedError, RecordError, TracefsError, capture::CaptureError},
     target::{
         launch::LaunchError,
         prerequisites::{Check, Verdict},
@@ -106,6 +106,13 @@ fn record(pid: u32, error: &RecordError) -> String {
         RecordError::NoAllocator { .. } => format!(
             "heaptap knows glibc's allocator in a shared library so far; `heaptap inspect --pid {pid}` shows what the process has"
         ),
+        RecordError::Attach(AttachError::Tracefs(TracefsError::Missing)) => {
+            "mount it with `mount -t tracefs tracefs /sys/kernel/tracing`, or record without --follow-forks"
+                .to_owned()
+        }
+        RecordError::Attach(AttachError::Inherited(InheritedError::TooMany { .. })) => {
+            "allow more open files with `ulimit -n`, or record without --follow-forks".to_owned()
+        }
         RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) | RecordError::Drained => {
             "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says"
                 .to_owned()

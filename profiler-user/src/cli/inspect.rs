@@ -9,6 +9,7 @@ use crate::target::{
     allocator::{self, Allocator, Findings},
     container,
     hooks::Back,
+    loader,
     maps::AddressSpace,
     separate::Places,
     site::Choice,
@@ -19,8 +20,8 @@ pub(super) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CliErro
     let process = Process::open(args.pid)?;
     let mut space = AddressSpace::default();
     space.refresh(args.pid)?;
-    let mut findings = Findings::default();
-    allocator::find(&space, &Places::of(args.pid, args.symbols.debug_dirs.clone()), &mut findings);
+    let mut findings = Findings { with_mappings: true, ..Findings::default() };
+    allocator::find(&space, &Places::of(args.pid, args.symbols.clone().into()), &mut findings);
     write(&process, &space, &findings, out).map_err(CliError::Stdout)
 }
 
@@ -38,9 +39,10 @@ fn write(
     for allocator in &findings.allocators {
         write_allocator(allocator, space, out)?;
     }
-    if findings.allocators.is_empty() {
+    if findings.allocators.iter().all(|allocator| allocator.family.gives_mappings) {
         writeln!(out, "\nno allocator that heaptap knows: nothing would be probed")?;
     }
+    write_what_follows(space, out)?;
     if !findings.passed.is_empty() {
         writeln!(out, "\nlooked at, not probed:")?;
     }
@@ -51,9 +53,35 @@ fn write(
     Ok(())
 }
 
+/// What the process may do while it is recorded, and what becomes of the recording then.
+fn write_what_follows(space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "\nwhile it is recorded:")?;
+    let loader = loader::find(space).and_then(|loader| space.modules().get(loader.module));
+    match loader {
+        Some(loader) => writeln!(
+            out,
+            "  an allocator that is loaded is counted from then on: {} tells of it",
+            Printable(&loader.path)
+        )?,
+        None => writeln!(
+            out,
+            "  an allocator that is loaded is not noticed: there is no loader that tells of it, as in a static program"
+        )?,
+    }
+    writeln!(out, "  its threads are followed, and the program that it replaces itself by (exec)")?;
+    writeln!(
+        out,
+        "  its child processes are with `heaptap record --follow-forks`, each into a profile of its own; otherwise not"
+    )
+}
+
 fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
     let path = space.modules().get(allocator.module).map_or("?", |module| module.path.as_str());
-    writeln!(out, "\nallocator {} in {}", allocator.label(space), Printable(path))?;
+    if allocator.family.gives_mappings {
+        writeln!(out, "\nwith --mmap: memory that the program maps itself, in {}", Printable(path))?;
+    } else {
+        writeln!(out, "\nallocator {} in {}", allocator.label(space), Printable(path))?;
+    }
     writeln!(
         out,
         "  {:<24} {:<12} {:>11} {:<22} why there",

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::source::uprobe::Vitals;
+use crate::{
+    profile::cost,
+    source::{cost::Cost, uprobe::Vitals},
+};
 
 /// A line on stderr that tells how a recording is going; nothing where stderr is no terminal.
 pub(super) struct LiveLine {
@@ -30,13 +33,14 @@ impl LiveLine {
         self.bar.is_hidden()
     }
 
-    pub(super) fn show(&mut self, vitals: &Vitals) {
+    /// Shows these numbers; what it costs only where that is known.
+    pub(super) fn show(&mut self, vitals: &Vitals, cost: Option<&Cost>) {
         let (then, before) = self.last;
         let now = Instant::now();
         let allocations =
             vitals.alloc_objects.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64();
         self.last = (now, vitals.alloc_objects);
-        self.bar.set_message(text(vitals, allocations));
+        self.bar.set_message(text(vitals, allocations, cost));
         self.bar.tick();
     }
 
@@ -45,10 +49,11 @@ impl LiveLine {
     }
 }
 
-fn text(vitals: &Vitals, allocations_per_second: f64) -> String {
+fn text(vitals: &Vitals, allocations_per_second: f64, cost: Option<&Cost>) -> String {
     let live = vitals.alloc_objects.saturating_sub(vitals.freed_objects);
+    let costs = cost.map_or_else(|| "costs: not known yet".to_owned(), |cost| cost::now(&cost.last));
     format!(
-        "{} allocations/s, {} live in {} blocks, {} stacks, {} lost",
+        "{} allocations/s, {} live in {} blocks, {} stacks, {} lost, {costs}",
         HumanCount(allocations_per_second.round() as u64),
         HumanBytes(vitals.inuse_bytes),
         HumanCount(live),
@@ -66,8 +71,8 @@ mod tests {
         let vitals =
             Vitals { alloc_objects: 3000, freed_objects: 1000, inuse_bytes: 2048, stacks: 7, losses: 2 };
         assert_eq!(
-            text(&vitals, 1500.4),
-            "1,500 allocations/s, 2.00 KiB live in 2,000 blocks, 7 stacks, 2 lost"
+            text(&vitals, 1500.4, None),
+            "1,500 allocations/s, 2.00 KiB live in 2,000 blocks, 7 stacks, 2 lost, costs: not known yet"
         );
     }
 }

@@ -8,7 +8,11 @@ pub mod hints;
 
 mod session;
 
+mod family;
+
 mod live;
+
+mod limit;
 
 mod record;
 

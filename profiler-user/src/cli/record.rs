@@ -4,7 +4,10 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::Child,
+    sync::Arc,
 };
+
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use profiler_common::unwind::WalkEnd;
 
@@ -13,14 +16,21 @@ use super::{
     args::RecordArgs,
     doctor,
     error::CliError,
+    family::{Birth, Children},
+    limit::Limit,
     live::{INTERVAL, LiveLine},
     report,
-    session::{End, Interrupts, Session, runtime},
+    session::{Interrupts, Session, runtime},
 };
 use crate::{
     output::file::{FileError, OutputFile},
-    profile::{heap::losses, memory, printable::Printable, write::encode_gzip},
-    source::{RawHeap, health::Health, uprobe::capture::Capture},
+    profile::{cost, heap::losses, memory, printable::Printable, write::encode_gzip},
+    source::{
+        RawHeap,
+        cost::Excess,
+        health::Health,
+        uprobe::{Options, capture::Capture},
+    },
     target::{Process, identity::Identity, launch::Held},
 };
 
@@ -33,8 +43,10 @@ pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> 
     let held =
         args.command.split_first().map(|(program, arguments)| hold(args, program, arguments)).transpose()?;
     let pid = held.as_ref().map_or_else(|| args.pid.unwrap_or_default(), Held::pid);
-    let (session, output, child) = match prepare(args, pid, diagnostics) {
-        Ok((session, output)) => (session, output, held.map(Held::release).transpose()?),
+    let (session, births, output, child) = match prepare(args, pid, diagnostics) {
+        Ok((session, births, output)) => {
+            (Arc::new(session), births, output, held.map(Held::release).transpose()?)
+        }
         Err(error) => {
             if let Some(held) = held {
                 held.kill();
@@ -42,13 +54,19 @@ pub(super) fn run(args: &RecordArgs, diagnostics: bool, out: &mut dyn Write) -> 
             return Err(error);
         }
     };
-    let attended = runtime().and_then(|runtime| runtime.block_on(attend(args, &session)));
-    let stopped = session.stop();
+    let mut children = Children::new(&session, births, &output.path, args.force, args.quiet);
+    let attended = runtime().and_then(|runtime| {
+        let attended = runtime.block_on(attend(args, &session, &mut children));
+        let stopped = session.stop();
+        let followed = runtime.block_on(children.finish());
+        attended.and(Ok(stopped?)).and(followed)
+    });
+    let stopped = session.finish();
     // What was recorded is written, whatever ended the recording.
     let outcome = finish(args, &session, output, child, out)?;
     attended?;
     stopped?;
-    Ok(outcome)
+    Ok(if children.were_there() { Outcome::Done } else { outcome })
 }
 
 fn hold(
@@ -64,19 +82,45 @@ fn hold(
 }
 
 /// Makes sure of the output before anything is attached, then attaches.
-fn prepare(args: &RecordArgs, pid: u32, diagnostics: bool) -> Result<(Session, Output), CliError> {
+fn prepare(
+    args: &RecordArgs,
+    pid: u32,
+    diagnostics: bool,
+) -> Result<(Session, UnboundedReceiver<Birth>, Output), CliError> {
     let process = Process::open(pid)?;
     let path = args.output.clone().unwrap_or_else(|| default_path(process.comm(), pid));
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
     let capture = args.capture_stacks.as_deref().map(|path| Capture::create(path, args.force)).transpose()?;
     let symbols = args.symbols.clone().into();
     let capacities = args.capacities.for_process(process.rss_bytes());
-    let session = Session::start(process, &capacities, symbols, diagnostics, capture)?;
-    Ok((session, output))
+    let options = Options {
+        capacities,
+        with_mappings: args.mmap.mmap,
+        sample_bytes: args.sample.sample,
+        stays_exact: args.sample.exact,
+        follow_forks: args.follow_forks,
+        with_diagnostics: diagnostics,
+        capture,
+        ..Options::default()
+    };
+    let (session, births) = Session::start(process, symbols, options)?;
+    Ok((session, births, output))
+}
+
+/// Why a recording is over.
+enum End {
+    /// Somebody asked.
+    Signal,
+    /// The time is up.
+    Deadline,
+    /// The process has ended.
+    Exited,
+    /// It costs the process too much.
+    TooCostly(Excess),
 }
 
 /// Shows how it goes until it is over.
-async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
+async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -> Result<(), CliError> {
     let mut interrupts = Interrupts::listen()?;
     let process = session.process();
     // For people and for scripts that wait for it: the probes are in.
@@ -86,6 +130,7 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
     say(&format!("recording {} (pid {}), {}, {until}", process.comm(), process.pid(), session.probed()));
     session.warn_of_the_unprobed();
     let mut live = LiveLine::new(args.quiet);
+    let mut limit = Limit::new(args.max_overhead);
     let mut ticks = tokio::time::interval(INTERVAL);
     let deadline = async {
         match args.duration {
@@ -94,19 +139,39 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
         }
     };
     tokio::pin!(deadline);
-    let over = session.over();
+    let over = async {
+        tokio::select! {
+            over = session.over() => over?,
+            () = children.attend() => {}
+        }
+        if children.are_there() {
+            session.stop()?;
+            if !args.quiet {
+                say("the process has ended; its children are followed on");
+            }
+            children.attend_to_the_last().await;
+        }
+        Ok::<(), CliError>(())
+    };
     tokio::pin!(over);
     let end = loop {
         tokio::select! {
             _ = interrupts.next() => break End::Signal,
             () = &mut deadline => break End::Deadline,
-            end = &mut over => break end?,
+            ended = &mut over => {
+                ended?;
+                break End::Exited;
+            }
             // Where nobody sees the line it is still looked after the target, if less often.
             _ = ticks.tick() => {
+                let cost = session.cost();
                 match session.vitals() {
-                    Ok(vitals) if !live.is_hidden() => live.show(&vitals),
+                    Ok(vitals) if !live.is_hidden() => live.show(&vitals, cost.as_ref()),
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "no live numbers"),
+                }
+                if let Some(excess) = cost.and_then(|cost| limit.judge(&cost.last)) && !session.relieve(excess) {
+                    break End::TooCostly(excess);
                 }
             }
         }
@@ -114,12 +179,15 @@ async fn attend(args: &RecordArgs, session: &Session) -> Result<(), CliError> {
     let stopped = session.stop();
     live.finish();
     interrupts.let_next_one_kill();
+    if let End::TooCostly(excess) = end {
+        say(&too_costly(excess));
+        say("hint: record for a few seconds (--duration), or allow more (--max-overhead)");
+    }
     if !args.quiet {
-        match session.why(end) {
+        match end {
             End::Signal => say("finishing; Ctrl-C again to stop at once"),
-            End::Deadline => {}
+            End::Deadline | End::TooCostly(_) => {}
             End::Exited => say("the process has ended"),
-            End::Exec => say("the process has replaced its program (exec); this is what the old one had"),
         }
     }
     Ok(stopped?)
@@ -143,6 +211,9 @@ fn finish(
         say_what_became_of(child);
         say_how_whole(&heap);
         for line in memory::lines(&heap) {
+            say(&line);
+        }
+        for line in cost::lines(heap.cost.as_ref()) {
             say(&line);
         }
         say(&format!("wrote {}", path.display()));
@@ -187,15 +258,15 @@ fn say_what_became_of(child: Option<Child>) {
 }
 
 /// The file to write, with its name.
-struct Output {
-    file: OutputFile,
-    path: PathBuf,
+pub(super) struct Output {
+    pub(super) file: OutputFile,
+    pub(super) path: PathBuf,
 }
 
 impl Output {
     /// Writes the profile, and says where. What was recorded is not lost to a name that was taken meanwhile or to a
     /// full disk, if there is any other place for it.
-    fn commit(self, bytes: &[u8]) -> Result<PathBuf, CliError> {
+    pub(super) fn commit(self, bytes: &[u8]) -> Result<PathBuf, CliError> {
         let Self { file, path } = self;
         let Err(error) = file.commit(bytes) else { return Ok(path) };
         match rescue(&path, bytes) {
@@ -219,6 +290,13 @@ fn rescue(path: &Path, bytes: &[u8]) -> Result<PathBuf, FileError> {
 fn default_path(comm: &str, pid: u32) -> PathBuf {
     let safe = |letter: char| if letter.is_alphanumeric() || "-_+".contains(letter) { letter } else { '_' };
     PathBuf::from(format!("heap.{}.{pid}.pb.gz", comm.chars().map(safe).collect::<String>()))
+}
+
+/// Why a recording was stopped, in words.
+pub(super) fn too_costly(Excess { limit_percent, percent }: Excess) -> String {
+    format!(
+        "stopped: it costs the process {percent:.1} % of a CPU, above --max-overhead {limit_percent}; it runs at full speed again"
+    )
 }
 
 /// Says one line to people, on stderr. Nobody listening is no reason to stop.

@@ -6,13 +6,15 @@ use super::{
     args::ServeArgs,
     doctor,
     error::CliError,
+    limit::Limit,
     live::INTERVAL,
-    record::say,
-    session::{End, Interrupts, Session, runtime},
+    record::{say, too_costly},
+    session::{Interrupts, Session, runtime},
 };
 use crate::{
     output::http::{self, HeapSource},
-    profile::write::encode_gzip,
+    profile::{cost, write::encode_gzip},
+    source::uprobe::Options,
     target::Process,
 };
 
@@ -28,7 +30,15 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
     let capacities = args.capacities.for_process(process.rss_bytes());
-    let session = Session::start(process, &capacities, args.symbols.clone().into(), diagnostics, None)?;
+    let options = Options {
+        capacities,
+        with_mappings: args.mmap.mmap,
+        sample_bytes: args.sample.sample,
+        stays_exact: args.sample.exact,
+        with_diagnostics: diagnostics,
+        ..Options::default()
+    };
+    let (session, _) = Session::start(process, args.symbols.clone().into(), options)?;
     let session = Arc::new(session);
     runtime()?.block_on(attend(args, &session, socket))
 }
@@ -52,23 +62,32 @@ async fn attend(
     let over = session.over();
     tokio::pin!(over);
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut limit = Limit::new(args.max_overhead);
     let mut is_over = false;
     loop {
         tokio::select! {
             _ = interrupts.next() => break,
             served = &mut server => return served.map_err(failed),
-            end = &mut over, if !is_over => {
+            ended = &mut over, if !is_over => {
                 is_over = true;
                 session.stop()?;
-                say(match session.why(end?) {
-                    End::Exec => "the process has replaced its program (exec)",
-                    End::Exited | End::Signal | End::Deadline => "the process has ended",
-                });
-                say("its last profile can be fetched until Ctrl-C");
+                ended?;
+                say("the process has ended; its last profile can be fetched until Ctrl-C");
             }
-            _ = ticks.tick() => if let Err(error) = session.vitals() {
-                tracing::warn!(%error, "no live numbers");
-            },
+            _ = ticks.tick() => {
+                if let Err(error) = session.vitals() {
+                    tracing::warn!(%error, "no live numbers");
+                }
+                if !is_over
+                    && let Some(excess) = session.cost().and_then(|cost| limit.judge(&cost.last))
+                    && !session.relieve(excess)
+                {
+                    is_over = true;
+                    session.stop()?;
+                    say(&too_costly(excess));
+                    say("hint: what was collected can be fetched until Ctrl-C; to count on, allow more (--max-overhead)");
+                }
+            }
         }
     }
     session.stop()?;
@@ -80,5 +99,9 @@ impl HeapSource for Session {
     fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         let (_, profile) = self.profile()?;
         Ok(encode_gzip(&profile)?)
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        cost::comments(self.cost().as_ref())
     }
 }

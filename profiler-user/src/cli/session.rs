@@ -2,9 +2,8 @@
 
 use std::{
     io,
-    os::fd::AsFd,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -14,15 +13,17 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{error::CliError, record::say};
+use super::{
+    error::CliError,
+    family::{Birth, Router},
+    record::say,
+};
 use crate::{
     profile::{self, proto},
     source::{
         RawHeap,
-        uprobe::{
-            Capacities, Notice, RecordError, Recording, Vitals,
-            capture::{Capture, CaptureError},
-        },
+        cost::{Cost, Excess},
+        uprobe::{Notice, Options, RecordError, Recording, Replaced, Vitals, capture::CaptureError},
     },
     symbolize::{self, Names},
     target::{Process, process::ProcessError},
@@ -33,44 +34,59 @@ pub(super) struct Session {
     recording: Recording,
     names: Mutex<Names>,
     notices: tokio::sync::Mutex<mpsc::UnboundedReceiver<Notice>>,
+    symbols: symbolize::Options,
+    /// What its messages begin with.
+    prefix: String,
+}
+
+/// What has become of a process whose first thread has ended.
+enum Threads {
+    /// The others have ended, too.
+    Ended,
+    /// Others go on.
+    GoOn {
+        /// Whether calls of theirs were not seen.
+        was_blind: bool,
+    },
 }
 
 /// How long a process may take to end behind its first thread.
 const LAST_GASP: Duration = Duration::from_millis(200);
 
-/// Why a recording is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Somebody asked.
-    Signal,
-    /// The time is up.
-    Deadline,
-    /// The process has ended.
-    Exited,
-    /// The process has replaced its program.
-    Exec,
-}
-
 impl Session {
-    /// Attaches to a process and begins to count.
+    /// Attaches to a process and begins to count. What `symbols` has been given is used for all.
     pub(super) fn start(
         process: Process,
-        capacities: &Capacities,
         symbols: symbolize::Options,
-        diagnostics: bool,
-        capture: Option<Capture>,
-    ) -> Result<Self, CliError> {
+        options: Options,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Birth>), CliError> {
         let pid = process.pid();
-        let debug_dirs = symbols.debug_dirs.clone();
-        let names = Mutex::new(Names::new(pid, symbols));
-        let (send, notices) = mpsc::unbounded_channel();
-        // A receiver that is gone no longer wants to know.
-        let on_notice = move |notice| {
-            let _ = send.send(notice);
-        };
-        let recording = Recording::start(process, capacities, debug_dirs, diagnostics, capture, on_notice)
-            .map_err(CliError::record(pid))?;
-        Ok(Self { recording, names, notices: tokio::sync::Mutex::new(notices) })
+        let options = Options { given: symbols.given.clone(), ..options };
+        let names = Mutex::new(Names::new(pid, symbols.clone()));
+        let (mut router, notices, births) = Router::new(pid);
+        let on_notice = move |pid, notice| router.hand_on(pid, notice);
+        let recording = Recording::start(process, options, on_notice).map_err(CliError::record(pid))?;
+        let notices = tokio::sync::Mutex::new(notices);
+        Ok((Self { recording, names, notices, symbols, prefix: String::new() }, births))
+    }
+
+    /// Goes on with a child of the process that `parent` records.
+    pub(super) fn child(parent: &Self, birth: Birth) -> Result<Self, CliError> {
+        let (forked, notices) = birth.into_parts();
+        let pid = forked.pid;
+        let recording = parent.recording.child(&forked).map_err(CliError::record(pid))?;
+        let symbols = parent.symbols.clone();
+        Ok(Self {
+            recording,
+            names: Mutex::new(Names::new(pid, symbols.clone())),
+            notices: tokio::sync::Mutex::new(notices),
+            symbols,
+            prefix: format!("process {pid}: "),
+        })
+    }
+
+    fn say(&self, text: &str) {
+        say(&format!("{}{text}", self.prefix));
     }
 
     pub(super) const fn process(&self) -> &Process {
@@ -88,6 +104,12 @@ impl Session {
 
     /// Says what will be missing from the start, before somebody waits for it.
     pub(super) fn warn_of_the_unprobed(&self) {
+        for path in self.recording.unused() {
+            say(&format!(
+                "{} is of no file that the process has mapped: it has another build id or other code, or no symbols",
+                path.display()
+            ));
+        }
         for path in self.recording.unprobed() {
             say(&format!(
                 "{path} has a malloc of its own, which cannot be probed; only what it passes on to others is counted"
@@ -99,10 +121,32 @@ impl Session {
         self.recording.vitals().map_err(CliError::record(self.process().pid()))
     }
 
-    /// Waits until the process has ended or replaced its program.
-    pub(super) async fn over(&self) -> Result<End, CliError> {
+    /// What it has cost the process so far; `None` where that is not known, or not yet.
+    pub(super) fn cost(&self) -> Option<Cost> {
+        self.recording.cost()
+    }
+
+    /// Has it cost less. `false` where the only way left is to end it, which is noted for the profile.
+    pub(super) fn relieve(&self, excess: Excess) -> bool {
+        let Excess { limit_percent, percent } = excess;
+        let interval_bytes = self.recording.sample_less().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the sampling stays as it is");
+            None
+        });
+        let Some(interval_bytes) = interval_bytes else {
+            self.recording.ends_for(excess);
+            return false;
+        };
+        self.say(&format!(
+            "it costs {percent:.0} % of a CPU, above --max-overhead {limit_percent}: from now on one allocation is counted for every {interval_bytes} bytes, and the others are estimated"
+        ));
+        true
+    }
+
+    /// Waits until the process has ended; follows it meanwhile, whatever it does.
+    pub(super) async fn over(&self) -> Result<(), CliError> {
         let failed = |source| CliError::Runtime { what: "the wait for the process's end", source };
-        let pidfd = self.process().as_fd();
+        let Some(pidfd) = self.process().pidfd() else { return Ok(()) };
         // SAFETY: the pidfd stays open for as long as `self` is borrowed, which is longer than this lives.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
         let pidfd = pidfd.map_err(|error| failed(error.into()))?;
@@ -110,22 +154,31 @@ impl Session {
         loop {
             tokio::select! {
                 ready = pidfd.readable() => {
-                    ready.map_err(failed)?.retain_ready();
-                    return Ok(End::Exited);
+                    let mut ready = ready.map_err(failed)?;
+                    if self.process().has_ended() {
+                        ready.retain_ready();
+                        return Ok(());
+                    }
+                    // It was the moment in which one thread takes another's place.
+                    ready.clear_ready();
                 }
                 Some(notice) = notices.recv() => match notice {
-                    Notice::Exec => return Ok(End::Exec),
+                    Notice::Exec { seen } => self.follow_exec(seen),
                     Notice::CodeAdded => self.attach_to_new(),
+                    // It has been heard of elsewhere.
+                    Notice::Forked(_) => {}
                     Notice::LeaderExit { seen } => {
-                        if !self.follow_threads()? {
-                            return Ok(End::Exited);
+                        match self.follow_threads()? {
+                            Threads::Ended => return Ok(()),
+                            Threads::GoOn { was_blind: false } => continue,
+                            Threads::GoOn { was_blind: true } => {}
                         }
                         let blind = seen.elapsed();
                         // When a process ends, its first thread ends as well, if not always as the last.
                         if tokio::time::timeout(LAST_GASP, pidfd.readable()).await.is_err() {
                             self.recording.was_blind_for(blind);
                             let blind_ms = blind.as_millis() + 1;
-                            say(&format!("the first thread has ended, others go on; calls were not seen for {blind_ms} ms"));
+                            self.say(&format!("the first thread has ended, others go on; calls were not seen for {blind_ms} ms"));
                         }
                     }
                 },
@@ -138,7 +191,7 @@ impl Session {
         match self.recording.attach_to_new() {
             Ok(names) => {
                 for name in names {
-                    say(&format!("{name} was loaded; what it gives is counted from now on"));
+                    self.say(&format!("{name} was loaded; what it gives is counted from now on"));
                 }
             }
             Err(RecordError::Process(ProcessError::Gone { .. })) => {}
@@ -149,14 +202,41 @@ impl Session {
         }
     }
 
-    /// The kernel takes a process's probes out when its first thread ends: puts them in again, or gives false where
+    /// Goes on with the program that the process runs now.
+    fn follow_exec(&self, seen: Instant) {
+        match self.recording.follow_exec() {
+            Ok(Replaced { program, allocators, has_nothing }) => {
+                self.say(&format!(
+                    "the process has replaced its program (exec) by {}; what the old one had is gone with it",
+                    program.exe.display()
+                ));
+                if !allocators.is_empty() {
+                    let blind = seen.elapsed();
+                    self.recording.was_blind_for(blind);
+                    let (names, blind_ms) = (allocators.join(" and "), blind.as_millis() + 1);
+                    self.say(&format!(
+                        "{names} is counted from now on; its calls were not seen for {blind_ms} ms"
+                    ));
+                } else if has_nothing {
+                    self.say("the new program has no allocator that heaptap knows: nothing of it is counted");
+                }
+            }
+            Err(RecordError::Process(ProcessError::Gone { .. })) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the new program's own allocators are not probed");
+            }
+        }
+    }
+
+    /// The kernel takes a process's probes out when its first thread ends: puts them in again, unless
     /// the process has ended as a whole.
-    fn follow_threads(&self) -> Result<bool, CliError> {
+    fn follow_threads(&self) -> Result<Threads, CliError> {
         match self.recording.reattach() {
-            Ok(()) => Ok(true),
+            Ok(was_blind) => Ok(Threads::GoOn { was_blind }),
             // Every thread is ending, which the kernel shows of the process only when the last one has.
-            Err(RecordError::Process(ProcessError::Gone { .. })) => Ok(false),
-            Err(_) if self.process().has_ended() => Ok(false),
+            Err(RecordError::Process(ProcessError::Gone { .. })) => Ok(Threads::Ended),
+            Err(_) if self.process().has_ended() => Ok(Threads::Ended),
             Err(error) => Err(CliError::record(self.process().pid())(error)),
         }
     }
@@ -166,14 +246,24 @@ impl Session {
         self.recording.stop()
     }
 
-    /// Why the recording was over in truth, to be asked when it has stopped: a program that replaces another and ends at
-    /// once is gone before the notice of it is read.
-    pub(super) fn why(&self, end: End) -> End {
-        // Whoever still waits for the end has not seen one.
-        let Ok(mut notices) = self.notices.try_lock() else { return end };
-        let was_replaced =
-            std::iter::from_fn(|| notices.try_recv().ok()).any(|notice| notice == Notice::Exec);
-        if end == End::Exited && was_replaced { End::Exec } else { end }
+    /// Waits until everything has been noted that has happened.
+    pub(super) fn settle(&self) {
+        self.recording.settle();
+    }
+
+    /// Begins to take the probes out of all processes, where children are followed.
+    pub(super) fn release(&self) {
+        self.recording.release();
+    }
+
+    /// Ends what `stop` leaves where children are followed.
+    pub(super) fn finish(&self) -> Result<(), CaptureError> {
+        self.recording.finish()
+    }
+
+    /// Makes room for others: the process has ended, and its profile was written.
+    pub(super) fn discard(&self) -> Result<(), CliError> {
+        self.recording.discard().map_err(CliError::record(self.process().pid()))
     }
 
     /// What was counted so far, as a profile. Takes its time: files are read for names.

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use profiler_common::{
-    heap::UNLEARNED_STACK,
-    unwind::{Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step as go_up},
+    heap::NESTED_STACK,
+    unwind::{FpRule, Frame, Kind, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd, step as go_up},
 };
 
 use super::Input;
@@ -65,7 +65,7 @@ pub fn step(bytes: &[u8]) {
     world.check_late_reads(regs, &frames, end, depth);
     assert!(frames.len() <= depth.max(1), "{} frames of {depth}", frames.len());
     let hash = frames.iter().fold(StackHash::new(0), |hash, frame| hash.push(frame.pc)).finish(end);
-    assert!(hash > UNLEARNED_STACK, "the hash of a stack stands for none: {hash:#x}");
+    assert!(hash > NESTED_STACK, "the hash of a stack stands for none: {hash:#x}");
     world.check_endless_walk(regs);
     world.check_nesting(regs, outer_sp, depth);
 }
@@ -85,10 +85,10 @@ impl World<'_> {
         assert!(reads <= 3, "{reads} reads for {row:?}");
         assert_eq!(refused > 0, outcome == Err(WalkEnd::Unreadable) && !is_stop(row), "{row:?}");
         match outcome {
-            Ok(caller) if !is_signal(row) => {
+            Ok(caller) if !may_change_stacks(row) => {
                 assert!(caller.sp > regs.sp, "{row:?} leads from {regs:x?} to {caller:x?}");
                 assert_ne!(caller.pc, 0, "{row:?}");
-                let slot = caller.sp.wrapping_sub(8);
+                let slot = return_slot(row, regs, &caller);
                 assert_eq!(self.memory.read_word(slot), Some(caller.pc), "{row:?} from {regs:x?}");
             }
             Ok(_) | Err(WalkEnd::Whole | WalkEnd::Unreadable | WalkEnd::NotAscending) => {}
@@ -130,10 +130,10 @@ impl World<'_> {
         }
     }
 
-    /// Where no signal leads back down, a walk ends without any limit: every frame needs memory above the last one.
+    /// Where nothing leads back down, a walk ends without any limit: every frame needs memory above the last one.
     fn check_endless_walk(&self, mut regs: Regs) {
         let mut frames = 0;
-        while !is_signal(self.row(regs.pc))
+        while !may_change_stacks(self.row(regs.pc))
             && let Ok(caller) = self.step(&regs)
         {
             regs = caller;
@@ -167,11 +167,28 @@ impl World<'_> {
     }
 }
 
-/// Whether the kind is `Kind::Signal`: after a signal the stack may go on anywhere.
-fn is_signal(row: Row) -> bool {
-    row.to_raw() & 0xff == Row::SIGNAL.to_raw()
+/// Whether the kind is `Kind::Signal` or `Kind::GoFramePointer`: the stack may go on anywhere.
+fn may_change_stacks(row: Row) -> bool {
+    row.is_kind(Kind::Signal) || row.is_kind(Kind::GoFramePointer)
+}
+
+/// Where the return address lies: right below the caller's stack pointer, or behind the caller's rbp where the kind is
+/// `Kind::Interpreter`, whose rule for that is read of the row's second byte and the two that follow.
+fn return_slot(row: Row, regs: &Regs, caller: &Regs) -> u64 {
+    let raw = row.to_raw();
+    let offset_bytes = (i64::from((raw >> 16) as u16 as i16) * 8).cast_unsigned();
+    let base = match (raw >> 8) as u8 {
+        rule if rule == FpRule::AtCfa as u8 => caller.sp,
+        rule if rule == FpRule::AtFp as u8 => regs.fp,
+        _ => return caller.sp.wrapping_sub(8),
+    };
+    if row.is_kind(Kind::Interpreter) {
+        base.wrapping_add(offset_bytes).wrapping_add(8)
+    } else {
+        caller.sp.wrapping_sub(8)
+    }
 }
 
 fn is_stop(row: Row) -> bool {
-    row.to_raw() & 0xff == Row::stop(WalkEnd::Whole).to_raw() & 0xff
+    row.is_kind(Kind::Stop)
 }

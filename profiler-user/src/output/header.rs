@@ -60,12 +60,16 @@ pub(super) fn write_header(
     Ok(())
 }
 
-/// Writes what the profile says about its own losses, which a reader of any number should know.
+/// Writes what the profile says about its own losses, which a reader of any number should know, and about its cost.
 pub fn write_losses(out: &mut dyn io::Write, profile: &CheckedProfile) -> io::Result<()> {
-    for comment in profile.comments().filter(|comment| comment.starts_with("loss:")) {
+    for comment in profile.comments().filter(|comment| told(comment)) {
         writeln!(out, "comment: {}", Printable(comment))?;
     }
     Ok(())
+}
+
+fn told(comment: &str) -> bool {
+    comment.starts_with("loss:") || comment.starts_with("cost:")
 }
 
 /// Returns nanoseconds since 1970 as `2006-01-02 15:04:05 UTC`.

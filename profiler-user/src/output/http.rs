@@ -14,6 +14,9 @@ use axum::{
 pub trait HeapSource: Send + Sync {
     /// The heap as it is now: a pprof profile, compressed. May take seconds.
     fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
+
+    /// What there is to say of how it was made, in lines; at once.
+    fn remarks(&self) -> Vec<String>;
 }
 
 #[derive(Clone)]
@@ -44,12 +47,14 @@ fn router(title: String, source: Arc<dyn HeapSource>) -> Router {
 
 async fn index(State(served): State<Served>) -> Html<String> {
     let title = escape(&served.title);
+    let remarks: String =
+        served.source.remarks().iter().map(|remark| format!("<p>{}</p>\n", escape(remark))).collect();
     Html(format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>heaptap: {title}</title></head><body>\n\
          <h1>heaptap: {title}</h1>\n\
          <ul><li><a href=\"heap\">heap</a>: what was allocated since heaptap attached, and what of it is in use</li></ul>\n\
          <p>Look at it with <code>go tool pprof http://HOST/debug/pprof/heap</code>, \
-         or with <code>heaptap report</code> when saved.</p>\n</body></html>\n"
+         or with <code>heaptap report</code> when saved.</p>\n{remarks}</body></html>\n"
     ))
 }
 
@@ -96,6 +101,10 @@ mod tests {
         fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
             Ok(self.0?.to_vec())
         }
+
+        fn remarks(&self) -> Vec<String> {
+            vec!["cost: 1 < 2".to_owned()]
+        }
     }
 
     /// The answer to one request, head and body.
@@ -122,6 +131,7 @@ mod tests {
     fn the_index_names_the_heap_and_no_name_becomes_markup() {
         let answer = request("/debug/pprof/", Fixed(Ok(b"")));
         assert!(answer.contains("href=\"heap\"") && answer.contains("&lt;b&gt; (pid 1)"), "{answer}");
+        assert!(answer.contains("<p>cost: 1 &lt; 2</p>"), "{answer}");
     }
 
     #[test]

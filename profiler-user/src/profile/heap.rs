@@ -6,12 +6,13 @@ use profiler_common::{counters::REGISTRY, counters::Severity, heap::Totals, unwi
 
 use super::{
     builder::{BuildError, LocationId, MappingId, ProfileBuilder},
+    cost,
     entry::{Label, Line, Mapping},
     memory, proto,
     sample_type::{DEFAULT_SAMPLE_TYPE, HEAP_SAMPLE_TYPES, HeapCount, SampleType},
 };
 use crate::{
-    source::{RawEntry, RawFrame, RawHeap, StackRef, health::Health},
+    source::{Inheritance, RawEntry, RawFrame, RawHeap, StackRef, health::Health},
     symbolize::{self, Names},
     target::maps::{Content, Module, Range},
 };
@@ -33,6 +34,9 @@ const UNSENT_NAME: &str = "[stack not received: the ring buffer was full]";
 
 /// What stands above the outermost frame of a stack that is deeper than was kept.
 const CUT_NAME: &str = "[stack cut here]";
+
+/// Replaced programs that are named in the comments.
+const FORMER: usize = 8;
 
 /// The profile of a heap whose frames `names` has looked up.
 ///
@@ -73,7 +77,7 @@ pub fn losses(heap: &RawHeap) -> Vec<String> {
     let unsent: u64 = heap
         .entries
         .iter()
-        .filter(|entry| entry.stack == StackRef::Unsent)
+        .filter(|entry| entry.stack == StackRef::Unsent && !entry.is_inherited)
         .map(|entry| entry.totals.alloc_objects)
         .sum();
     let mut losses = counters(heap, Severity::Loss, "loss");
@@ -88,10 +92,19 @@ pub fn losses(heap: &RawHeap) -> Vec<String> {
     if !heap.blind.is_zero() {
         let blind_us = heap.blind.as_micros();
         losses.push(format!(
-            "loss: blind_us = {blind_us}: microseconds in which calls were not seen, after the first thread ended"
+            "loss: blind_us = {blind_us}: microseconds in which calls were not seen, after the first thread ended or the program was replaced"
         ));
     }
     losses
+}
+
+/// How allocations were sampled, in words.
+fn sampling(intervals_bytes: &[u64]) -> String {
+    let intervals: Vec<_> = intervals_bytes.iter().map(u64::to_string).collect();
+    format!(
+        "sampling: one for every {} bytes allocated, on average: a value that comes from n samples has a standard error of about 1/sqrt(n) of it",
+        intervals.join(", then ")
+    )
 }
 
 fn counters(heap: &RawHeap, severity: Severity, word: &str) -> Vec<String> {
@@ -116,20 +129,37 @@ impl Writer<'_> {
     fn describe(&mut self) {
         let heap = self.heap;
         self.builder.default_sample_type(DEFAULT_SAMPLE_TYPE);
-        // Every byte allocated is counted: one byte from one event to the next.
-        self.builder.period(SampleType { name: "space", unit: "bytes" }, 1);
+        // Where every byte allocated is counted, it is one byte from one event to the next.
+        let interval_bytes = heap.intervals_bytes.last().copied().unwrap_or(1);
+        self.builder.period(SampleType { name: "space", unit: "bytes" }, clamp(interval_bytes));
         let taken = heap.started + heap.duration;
         let unix_time = taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.builder.time(clamp(unix_time.as_nanos()), clamp(heap.duration.as_nanos()));
         self.builder.drop_frames(DROP_FRAMES, "");
         self.builder.comment(&format!(
-            "heaptap {}: process {} ({}), every allocation since the recording began",
+            "heaptap {}: process {} ({}), {} since the recording began",
             env!("CARGO_PKG_VERSION"),
             heap.pid,
-            heap.comm
+            heap.comm,
+            if heap.is_sampled() { "estimates from a sample of the allocations" } else { "every allocation" }
         ));
+        if heap.is_sampled() {
+            self.builder.comment(&sampling(&heap.intervals_bytes));
+        }
         if let Some(container) = &heap.container {
             self.builder.comment(&format!("container: {container}"));
+        }
+        if let Some(Inheritance { parent, objects, bytes }) = heap.inheritance {
+            self.builder.comment(&format!(
+                "fork: a child of process {parent}, from which it had {objects} blocks of {bytes} bytes: in use where it has not freed them, and not among alloc_*"
+            ));
+        }
+        for former in heap.former.iter().take(FORMER) {
+            self.builder.comment(&format!("exec: {former} was replaced; what it had is no longer in use"));
+        }
+        if let Some(others @ 1..) = heap.former.len().checked_sub(FORMER) {
+            self.builder
+                .comment(&format!("exec: {others} other programs followed, and were replaced as well"));
         }
         let health = Health::of(heap);
         for (end, allocations) in &health.by_end {
@@ -144,7 +174,7 @@ impl Writer<'_> {
         for comment in losses(heap).into_iter().chain(counters(heap, Severity::Normal, "counter")) {
             self.builder.comment(&comment);
         }
-        for comment in memory::comments(heap) {
+        for comment in memory::comments(heap).into_iter().chain(cost::comments(heap.cost.as_ref())) {
             self.builder.comment(&comment);
         }
     }
@@ -203,12 +233,18 @@ impl Writer<'_> {
 
     fn sample(&mut self, stack: &[LocationId], entry: &RawEntry) -> Result<(), BuildError> {
         let Totals { freed_objects, freed_bytes, alloc_objects, alloc_bytes, sent: _ } = entry.totals;
-        let count = HeapCount {
+        let mut count = HeapCount {
             alloc_objects: clamp(alloc_objects),
             alloc_bytes: clamp(alloc_bytes),
             freed_objects: clamp(freed_objects),
             freed_bytes: clamp(freed_bytes),
         };
+        if entry.is_inherited {
+            // In use without having been allocated by the process.
+            count.freed_objects = count.freed_objects.saturating_sub(count.alloc_objects);
+            count.freed_bytes = count.freed_bytes.saturating_sub(count.alloc_bytes);
+            (count.alloc_objects, count.alloc_bytes) = (0, 0);
+        }
         let mean_bytes = alloc_bytes.checked_div(alloc_objects).unwrap_or_default();
         let allocator =
             entry.allocator.checked_sub(1).and_then(|place| self.heap.allocators.get(usize::from(place)));
@@ -259,7 +295,7 @@ mod tests {
         let freed_bytes = bytes / objects * freed;
         let totals =
             Totals { freed_objects: freed, freed_bytes, alloc_objects: objects, alloc_bytes: bytes, sent: 1 };
-        RawEntry { stack, allocator: 1, totals }
+        RawEntry { stack, allocator: 1, is_inherited: false, totals }
     }
 
     fn comments(profile: &proto::Profile) -> Vec<&str> {
@@ -302,6 +338,19 @@ mod tests {
             "{comments:?}"
         );
         assert!(comments.contains(&"allocations: 4 whole"), "{comments:?}");
+    }
+
+    #[test]
+    fn what_a_child_has_from_its_parent_is_in_use_and_not_allocated() {
+        let mut heap = RawHeap::empty();
+        heap.entries = vec![RawEntry { is_inherited: true, ..entry(StackRef::Overflow, 4, 400, 1) }];
+        heap.inheritance = Some(Inheritance::of(7, &heap.entries));
+        let profile = profile(&heap, &Names::default()).unwrap();
+        assert_eq!(profile.sample[0].value, [0, 0, 3, 300]);
+        let said = |comment: &&str| {
+            comment.starts_with("fork: a child of process 7, from which it had 4 blocks of 400 bytes")
+        };
+        assert!(comments(&profile).iter().any(said), "{:?}", comments(&profile));
     }
 
     #[test]

@@ -149,7 +149,7 @@ mod tests {
 
     fn heap(inuse_bytes: u64, memory: Resident) -> RawHeap {
         let totals = Totals { alloc_objects: 1, alloc_bytes: inuse_bytes, ..Totals::default() };
-        let entries = vec![RawEntry { stack: StackRef::Unsent, allocator: 0, totals }];
+        let entries = vec![RawEntry { stack: StackRef::Unsent, allocator: 0, is_inherited: false, totals }];
         RawHeap { entries, memory: Some(memory), ..RawHeap::empty() }
     }
 

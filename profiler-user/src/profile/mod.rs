@@ -12,6 +12,8 @@ pub mod heap;
 
 pub mod memory;
 
+pub mod cost;
+
 mod flags;
 
 mod strings;

@@ -22,7 +22,7 @@ impl Health {
     /// The health of a heap.
     pub fn of(heap: &RawHeap) -> Self {
         let mut health = Self::default();
-        for entry in &heap.entries {
+        for entry in heap.entries.iter().filter(|entry| !entry.is_inherited) {
             let allocations = entry.totals.alloc_objects;
             let stack = match entry.stack {
                 StackRef::Known(index) => heap.stacks.get(index),
@@ -71,6 +71,7 @@ mod tests {
     fn allocations_are_counted_by_the_end_of_their_stacks() {
         let stack = |end| RawStack { frames: [RawFrame { address: 1, range: None }].into(), end };
         let entry = |stack, alloc_objects| RawEntry {
+            is_inherited: false,
             stack,
             allocator: 1,
             totals: Totals { alloc_objects, ..Totals::default() },

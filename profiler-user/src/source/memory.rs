@@ -80,11 +80,15 @@ struct Told {
 impl Watch {
     /// Begins to watch, before counting does; `None` where the memory cannot be read.
     pub fn begin(pid: u32) -> Option<Self> {
-        let memory = Memory::of(pid)
-            .inspect_err(|error| tracing::debug!(pid, %error, "resident memory cannot be read"))
-            .ok()?;
+        let memory = open(pid)?;
         let began = Told { glanced: memory.glance()?, walked: memory.walk() };
         Some(Self { memory, began, last: None })
+    }
+
+    /// Begins to watch a program that has just replaced another one, which had nothing before.
+    pub fn begin_anew(pid: u32) -> Option<Self> {
+        let nothing = Told { glanced: Usage::default(), walked: Some(Usage::default()) };
+        Some(Self { memory: open(pid)?, began: nothing, last: None })
     }
 
     /// Notes the sums as they are now, when so much was in use of what was counted.
@@ -118,6 +122,10 @@ impl Watch {
     }
 }
 
+fn open(pid: u32) -> Option<Memory> {
+    Memory::of(pid).inspect_err(|error| tracing::debug!(pid, %error, "resident memory cannot be read")).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use profiler_common::heap::Totals;
@@ -139,7 +147,7 @@ mod tests {
             ..Totals::default()
         };
         RawHeap {
-            entries: vec![RawEntry { stack: StackRef::Unsent, allocator: 0, totals }],
+            entries: vec![RawEntry { stack: StackRef::Unsent, allocator: 0, is_inherited: false, totals }],
             ..RawHeap::empty()
         }
     }

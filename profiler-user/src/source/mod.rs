@@ -6,16 +6,19 @@ pub mod uprobe;
 
 pub mod health;
 
+pub mod cost;
+
 pub mod memory;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
 
-use self::memory::Resident;
+use self::{cost::Cost, memory::Resident};
 use crate::target::maps::AddressSpace;
 
 /// What a source has counted in one process, as addresses and numbers.
@@ -27,6 +30,10 @@ pub struct RawHeap {
     pub comm: String,
     /// Its executable's path.
     pub exe: String,
+    /// The executables that it ran before, while it was recorded. What they had is no longer in use.
+    pub former: Vec<String>,
+    /// What it has from the process that made it, where that was recorded as well.
+    pub inheritance: Option<Inheritance>,
     /// The id of the container that it runs in.
     pub container: Option<String>,
     /// When counting began.
@@ -37,8 +44,12 @@ pub struct RawHeap {
     pub blind: Duration,
     /// Every stack that allocated.
     pub stacks: Vec<RawStack>,
-    /// What was allocated and freed, by stack and size class.
+    /// What code that was made at run time is called, by return address, where who made it has said so.
+    pub made: HashMap<u64, Arc<str>>,
+    /// What was allocated and freed, by stack and size class; estimates where not all allocations were kept.
     pub entries: Vec<RawEntry>,
+    /// The mean numbers of bytes from one allocation that was kept to the next, one after the other in time; 1 for every allocation.
+    pub intervals_bytes: Vec<u64>,
     /// The mapped files in which the stacks' frames lie.
     pub space: AddressSpace,
     /// Files that have an allocator of their own, which was not probed.
@@ -49,6 +60,8 @@ pub struct RawHeap {
     pub counters: Counters,
     /// What the process had resident; `None` where that was not to be read.
     pub memory: Option<Resident>,
+    /// What the recording has cost the process; `None` where that is not known.
+    pub cost: Option<Cost>,
 }
 
 impl RawHeap {
@@ -58,6 +71,11 @@ impl RawHeap {
         self.entries.iter().map(inuse).fold(0, u64::saturating_add)
     }
 
+    /// Whether not all allocations were kept, so that the numbers are estimates.
+    pub fn is_sampled(&self) -> bool {
+        self.intervals_bytes.iter().any(|interval_bytes| *interval_bytes > 1)
+    }
+
     /// The heap of a process that has allocated nothing.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
@@ -65,17 +83,22 @@ impl RawHeap {
             pid: 1,
             comm: "guest".to_owned(),
             exe: "/bin/guest".to_owned(),
+            former: Vec::new(),
+            inheritance: None,
             container: None,
             started: SystemTime::UNIX_EPOCH,
             duration: Duration::from_secs(10),
             blind: Duration::ZERO,
             stacks: Vec::new(),
+            made: HashMap::new(),
             entries: Vec::new(),
+            intervals_bytes: vec![1],
             space: AddressSpace::default(),
             unprobed: Vec::new(),
             allocators: vec!["glibc".to_owned()],
             counters: Counters::default(),
             memory: None,
+            cost: None,
         }
     }
 }
@@ -105,8 +128,33 @@ pub struct RawEntry {
     pub stack: StackRef,
     /// The number of the allocator that they came from, from 1 on; 0 where that is not known.
     pub allocator: u8,
+    /// Whether the process has these blocks from the one that made it, and has not allocated them itself.
+    pub is_inherited: bool,
     /// Allocated and freed.
     pub totals: Totals,
+}
+
+/// What a process has from the one that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inheritance {
+    /// That process's PID.
+    pub parent: u32,
+    /// Blocks.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Inheritance {
+    /// What these entries say.
+    pub fn of(parent: u32, entries: &[RawEntry]) -> Self {
+        let nothing = Self { parent, ..Self::default() };
+        entries.iter().filter(|entry| entry.is_inherited).fold(nothing, |sum, entry| Self {
+            objects: sum.objects.saturating_add(entry.totals.alloc_objects),
+            bytes: sum.bytes.saturating_add(entry.totals.alloc_bytes),
+            ..sum
+        })
+    }
 }
 
 /// Where an entry's blocks were allocated.

@@ -13,6 +13,7 @@ use super::{error::SymbolizeError, line::Line, module::Sources};
 use crate::target::{
     debug_file::Finder,
     elf,
+    given::Given,
     image::{Cache, Image},
     maps::Module,
     root::Root,
@@ -144,7 +145,8 @@ impl Guest {
         let cache = Cache::new(module.file.as_deref().unwrap());
         let (offset, _) = self.place(function, inside);
         let image = Image::parse(&cache)?;
-        let given: Vec<PathBuf> = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
+        let directories = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
+        let given = Given { directories, ..Given::default() };
         let (ours, target) = (Root::at(Path::new("/")).unwrap(), Root::at(self.root.path()).unwrap());
         let finder = Finder::new(&given, Some(&ours), Some(&target));
         let debug = finder.find(&module, &image);

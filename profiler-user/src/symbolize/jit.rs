@@ -1,4 +1,4 @@
-//! Names for code that no file stands for, from the perf map of the process.
+//! Names for code that no file stands for, from who made it or the perf map of the process.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -55,6 +55,14 @@ impl Jit {
         }
     }
 
+    /// Takes the names of addresses that were told otherwise, each while the code was there.
+    pub(super) fn take<'name>(&mut self, names: impl IntoIterator<Item = (u64, &'name str)>) {
+        for (address, name) in names {
+            self.lines.entry(address).or_insert_with(|| line(name));
+            self.nameless.remove(&address);
+        }
+    }
+
     /// Looks up addresses that were not looked up before, and the nameless ones again if the map has grown.
     pub(super) fn resolve(&mut self, root: Option<&Root>, addresses: impl IntoIterator<Item = u64>) {
         let before = self.nameless.len();
@@ -82,8 +90,7 @@ impl Jit {
                 self.seen = Some(state);
                 for (address, name) in wanted.into_iter().zip(told.names) {
                     if let Some(name) = name {
-                        let place = Place { file: FILE.to_owned(), number: 0 };
-                        self.lines.insert(address, [Line::new(&name, place)]);
+                        self.lines.insert(address, line(&name));
                         self.nameless.remove(&address);
                     }
                 }
@@ -103,6 +110,10 @@ impl Jit {
         }
         self.has_warned = true;
     }
+}
+
+fn line(name: &str) -> [Line; 1] {
+    [Line::new(name, Place { file: FILE.to_owned(), number: 0 })]
 }
 
 fn identity(pid: u32) -> Option<Identity> {
@@ -164,6 +175,23 @@ mod tests {
         jit.resolve(Some(&root), []);
         assert_eq!(named(&jit, 0x2008), "later");
         assert_eq!(named(&jit, 0x1008), "made::bar(int)");
+    }
+
+    #[test]
+    fn names_that_were_told_while_the_code_was_there_are_believed_before_the_map() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("tmp")).unwrap();
+        let map = directory.path().join(format!("tmp/perf-{}.map", std::process::id()));
+        fs::write(&map, "1000 20 later\n").unwrap();
+        let root = Root::at(directory.path()).unwrap();
+        let mut jit = Jit::default();
+        jit.meet(std::process::id());
+        jit.take([(0x1008, "Inflater.inflate")]);
+        jit.resolve(Some(&root), [0x1008, 0x1018]);
+        assert_eq!(named(&jit, 0x1008), "Inflater.inflate");
+        assert_eq!(named(&jit, 0x1018), "later");
+        jit.take([(0x1008, "another")]);
+        assert_eq!(named(&jit, 0x1008), "Inflater.inflate");
     }
 
     #[test]

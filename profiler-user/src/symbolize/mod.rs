@@ -41,11 +41,13 @@ use std::path::PathBuf;
 pub use line::{Function, Line};
 pub use names::Names;
 
+use crate::target::given::Given;
+
 /// Where to look for names, besides in the mapped files themselves.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Directories of separate debug files, in which to look before `/usr/lib/debug`.
-    pub debug_dirs: Vec<PathBuf>,
+    /// Separate debug files, and directories of them, at which to look before `/usr/lib/debug`.
+    pub given: Given,
     /// The program that reads debug information in a process of its own, which is heaptap: see [`reader`]. Without one this
     /// process reads it, and a file that is cut short meanwhile ends it.
     pub reader: Option<PathBuf>,

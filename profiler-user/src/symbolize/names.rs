@@ -69,6 +69,8 @@ impl Names {
             .filter(|frame| may_be_made(frame, heap))
             .filter_map(|frame| frame.address.checked_sub(1))
             .collect();
+        let told = heap.made.iter().filter_map(|(pc, name)| Some((pc.checked_sub(1)?, &**name)));
+        self.jit.take(told);
         self.jit.resolve(self.root.as_ref(), made);
     }
 
@@ -99,7 +101,7 @@ impl Names {
     fn look_up(&mut self, index: usize, module: &Module, offsets: &[u64]) -> Vec<Vec<Line>> {
         let Some(file) = module.file.as_deref().filter(|file| is_elf(file)) else { return Vec::new() };
         let ours = Root::at(Path::new("/")).ok();
-        let finder = Finder::new(&self.options.debug_dirs, ours.as_ref(), self.root.as_ref());
+        let finder = Finder::new(&self.options.given, ours.as_ref(), self.root.as_ref());
         let debug = self.debug_files.entry(index).or_insert_with(|| {
             let cache = Cache::new(file);
             let image = Image::parse(&cache).ok()?;

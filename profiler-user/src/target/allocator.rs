@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs::File,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
 };
 
 use object::ReadRef;
+use profiler_common::call::Shape;
 
 use super::{
-    calls,
-    elf::ElfError,
+    calls::{self, Whose},
+    elf::{self, ElfError},
     family::{self, FAMILIES, Family},
     functions::Functions,
     hooks::{self, Hook},
@@ -32,12 +33,21 @@ pub struct Allocator {
     pub hooks: Vec<Hook>,
     /// Functions that cannot be probed, or not wholly, with the reason.
     pub unhooked: Vec<(String, String)>,
-    /// What calls return to that its functions make: offsets in the file.
-    pub calls: BTreeSet<u64>,
+    /// What calls return to that its functions make: offsets in the file. None for those that lead to the kernel.
+    pub calls: Calls,
+}
+
+/// What calls of an allocator return to: offsets in its file.
+#[derive(Clone, Debug, Default)]
+pub struct Calls {
+    /// All that its functions make, themselves or through others.
+    pub all: BTreeSet<u64>,
+    /// Those that its functions make which allocate and are probed.
+    pub of_allocating: BTreeSet<u64>,
 }
 
 /// What was found in a mapped file that is not probed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Passed {
     /// The file, by its place in [`AddressSpace::modules`].
     pub module: usize,
@@ -46,7 +56,7 @@ pub struct Passed {
 }
 
 /// Why a mapped file is not probed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Verdict {
     /// It has no allocator.
     NoAllocator,
@@ -57,7 +67,7 @@ pub enum Verdict {
     /// The file behind the mapping could not be opened.
     Unopened,
     /// The file could not be read.
-    Unreadable(ElfError),
+    Unreadable(Arc<ElfError>),
 }
 
 impl Verdict {
@@ -66,7 +76,7 @@ impl Verdict {
         match self {
             Self::NoAllocator => "has no malloc".to_owned(),
             Self::Stripped => {
-                "is static and stripped, so that its malloc cannot be found; its debug package, or a debug file in a --debug-dir, would tell"
+                "is static and stripped, so that its malloc cannot be found; its debug package, a debug file in a --debug-dir, or the file before it was stripped, by --symbols, would tell"
                     .to_owned()
             }
             Self::Unprobed(functions) => {
@@ -80,12 +90,14 @@ impl Verdict {
 }
 
 /// Everything that was looked at in a process.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Findings {
     /// The allocators that can be probed.
     pub allocators: Vec<Allocator>,
     /// The files that are not.
     pub passed: Vec<Passed>,
+    /// Whether the functions are looked for as well by which programs map memory themselves.
+    pub with_mappings: bool,
 }
 
 impl Findings {
@@ -148,7 +160,7 @@ pub fn find(space: &AddressSpace, places: &Places, findings: &mut Findings) {
         if findings.knows(index) {
             continue;
         }
-        match examine(index, module, places) {
+        match examine(index, module, places, findings.with_mappings) {
             Ok(allocators) => findings.allocators.extend(allocators),
             Err(verdict) => findings.passed.push(Passed { module: index, verdict }),
         }
@@ -164,7 +176,7 @@ pub fn find(space: &AddressSpace, places: &Places, findings: &mut Findings) {
 
 /// Every name that is looked for.
 static WANTED: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let functions = FAMILIES.iter().chain([&family::OTHER]).flat_map(Family::functions);
+    let functions = FAMILIES.iter().chain([&family::OTHER, &family::MAPPINGS]).flat_map(Family::functions);
     functions.map(|(name, _)| name).collect()
 });
 
@@ -172,9 +184,15 @@ static MARKS: LazyLock<HashSet<&str>> =
     LazyLock::new(|| FAMILIES.iter().flat_map(|family| family.marks).copied().collect());
 
 /// The allocators in a file, at least one.
-pub(super) fn examine(index: usize, module: &Module, places: &Places) -> Result<Vec<Allocator>, Verdict> {
+pub(super) fn examine(
+    index: usize,
+    module: &Module,
+    places: &Places,
+    with_mappings: bool,
+) -> Result<Vec<Allocator>, Verdict> {
     let file = module.file.as_deref().ok_or(Verdict::Unopened)?;
-    let mut functions = Functions::of_file(file, &WANTED, &MARKS).map_err(Verdict::Unreadable)?;
+    let mut functions =
+        Functions::of_file(file, &WANTED, &MARKS).map_err(|error| Verdict::Unreadable(Arc::new(error)))?;
     if families(&functions).next().is_none() {
         look_elsewhere(&mut functions, module, file, places);
     }
@@ -187,18 +205,60 @@ pub(super) fn examine(index: usize, module: &Module, places: &Places) -> Result<
         if hooks.is_empty() {
             unprobed.extend(unhooked);
         } else {
-            let entries = hooks.iter().map(|hook| hook.site.offset - hook.site.into_function_bytes);
-            let calls = calls::returned_to(entries, |to, most_bytes| {
+            let entry = |hook: &Hook| hook.site.offset - hook.site.into_function_bytes;
+            let mut part = |to, most_bytes| {
                 let to = text.behind_stub(to, &functions)?;
                 text.part(to, most_bytes, &functions)
-            });
+            };
+            let allocating = hooks.iter().filter(|hook| hook.shape.convention().is_some());
+            let calls = Calls {
+                all: calls::returned_to(hooks.iter().map(entry), Whose::All, &mut part),
+                of_allocating: calls::returned_to(allocating.map(entry), Whose::Own, &mut part),
+            };
             allocators.push(Allocator { family, module: index, hooks, unhooked, calls });
         }
+    }
+    if with_mappings {
+        allocators.extend(mappings(index, file, &functions, &mut text, &mut taken));
     }
     if !allocators.is_empty() {
         return Ok(allocators);
     }
     Err(if unprobed.is_empty() { Verdict::NoAllocator } else { Verdict::Unprobed(unprobed) })
+}
+
+/// The variable in which the C library keeps where the data segment ends.
+const BREAK: &str = "__curbrk";
+
+/// The functions of a file by which programs map memory themselves, if all are to use them.
+fn mappings(
+    index: usize,
+    file: &File,
+    functions: &Functions,
+    text: &mut Text<'_>,
+    taken: &mut BTreeSet<u64>,
+) -> Option<Allocator> {
+    let family = &family::MAPPINGS;
+    let is_public = |name| functions.get(name).any(|function| !function.is_local);
+    if !(is_public("mmap") && is_public("munmap")) {
+        return None;
+    }
+    let (mut hooks, mut unhooked) = hooks::find(family, functions, text, taken);
+    let state = elf::exported_address(file, BREAK).ok().flatten();
+    hooks.retain_mut(|hook| {
+        if hook.shape != Shape::Break {
+            return true;
+        }
+        let probe = functions.address_at(hook.site.offset);
+        let distance = state.zip(probe).map(|(state, probe)| state.wrapping_sub(probe).cast_signed());
+        hook.state_distance = distance.filter(|distance| i32::try_from(*distance).is_ok());
+        if hook.state_distance.is_none() {
+            let reason = format!("does not tell where the data segment ends: there is no {BREAK} in reach");
+            unhooked.push((hook.names.join(", "), reason));
+        }
+        hook.state_distance.is_some()
+    });
+    (!hooks.is_empty()).then(|| Allocator { family, module: index, hooks, unhooked, calls: Calls::default() })
 }
 
 /// The kinds of allocators that the functions are of.
@@ -247,8 +307,8 @@ mod tests {
     fn library(path: &str) -> Allocator {
         let file = File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let module = Module::held(path.to_owned(), file);
-        let mut found =
-            examine(0, &module, &Places::default()).unwrap_or_else(|verdict| panic!("{path}: {verdict:?}"));
+        let mut found = examine(0, &module, &Places::default(), false)
+            .unwrap_or_else(|verdict| panic!("{path}: {verdict:?}"));
         assert_eq!(found.len(), 1, "{path}: {found:?}");
         found.remove(0)
     }

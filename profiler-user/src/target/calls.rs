@@ -18,11 +18,21 @@ const BYTES_LIMIT: u64 = 1 << 20;
 /// Calls that are told. glibc's allocator has some 400.
 const CALLS_LIMIT: usize = 4096;
 
-/// Offsets in the file to which calls return that the functions at `entries` make, themselves or through others.
+/// Whose calls are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of the functions themselves, their cold parts included, and what they end by jumping to.
+    Own,
+    /// Those of all that they call as well.
+    All,
+}
+
+/// Offsets in the file to which calls return that the functions at `entries` make.
 ///
 /// `part` gives the function that holds an offset, or `None` where that is not known or is longer than it was told.
 pub fn returned_to(
     entries: impl IntoIterator<Item = u64>,
+    whose: Whose,
     mut part: impl FnMut(u64, u64) -> Option<Part>,
 ) -> BTreeSet<u64> {
     let mut offsets = BTreeSet::new();
@@ -46,7 +56,8 @@ pub fn returned_to(
             if is_call && offsets.len() < CALLS_LIMIT {
                 offsets.insert(instruction.next_ip());
             }
-            if matches!(instruction.op0_kind(), OpKind::NearBranch64) {
+            let is_followed = whose == Whose::All || !is_call;
+            if is_followed && matches!(instruction.op0_kind(), OpKind::NearBranch64) {
                 let target = instruction.near_branch64();
                 if !part.range.contains(&target) {
                     waiting.push_back(target);
@@ -70,7 +81,7 @@ mod tests {
         ];
         let functions = [0..6, 8..16, 17..23];
         let mut asked = 0;
-        let offsets = returned_to([0x1000], |offset, most_bytes| {
+        let offsets = returned_to([0x1000], Whose::All, |offset, most_bytes| {
             asked += 1;
             let inside = usize::try_from(offset - 0x1000).unwrap();
             let function = functions.iter().find(|function| function.contains(&inside))?.clone();
@@ -80,5 +91,17 @@ mod tests {
         });
         assert_eq!(offsets, [0x1005, 0x100e, 0x1016].into());
         assert_eq!(asked, 4, "each function once, and the first by the last");
+        let part = |range: std::ops::Range<usize>| {
+            let bytes = code[range.clone()].to_vec();
+            Some(Part { range: 0x1000 + range.start as u64..0x1000 + range.end as u64, bytes })
+        };
+        let own = |entry| {
+            returned_to([entry], Whose::Own, |offset, _| {
+                let inside = usize::try_from(offset - 0x1000).unwrap();
+                part(functions.iter().find(|function| function.contains(&inside))?.clone())
+            })
+        };
+        assert_eq!(own(0x1000), [0x1005].into(), "what it calls has calls of its own");
+        assert_eq!(own(0x1008), [0x100e, 0x1016].into(), "what it jumps to is a part of it");
     }
 }

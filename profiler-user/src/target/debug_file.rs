@@ -13,6 +13,7 @@ use std::{
 use object::ReadRef;
 
 use super::{
+    given::{self, Given},
     image::{Cache, DebugLink, Image},
     maps::Module,
     root::{LastLink, Root},
@@ -53,8 +54,8 @@ impl DebugFile {
 /// Looks for the debug file of a module.
 #[derive(Debug)]
 pub(crate) struct Finder<'places> {
-    /// Directories to search before the system's own.
-    given: &'places [PathBuf],
+    /// What to look at before the system's own directories.
+    given: &'places Given,
     /// The root that our own directories are in.
     ours: Option<&'places Root>,
     /// The target's root.
@@ -63,9 +64,9 @@ pub(crate) struct Finder<'places> {
 }
 
 impl<'places> Finder<'places> {
-    /// Looks in the directories `given` and the system's in the root `ours`, and in the usual places in the root `target`.
+    /// Looks at what is `given`, in the system's directories in the root `ours`, and in the usual places in the root `target`.
     pub(crate) const fn new(
-        given: &'places [PathBuf],
+        given: &'places Given,
         ours: Option<&'places Root>,
         target: Option<&'places Root>,
     ) -> Self {
@@ -84,7 +85,7 @@ impl<'places> Finder<'places> {
         image: &Image<'data, R>,
     ) -> Option<DebugFile> {
         let build_id = image.build_id();
-        self.by_build_id(build_id.as_deref()).or_else(|| {
+        self.among_files(image).or_else(|| self.by_build_id(build_id.as_deref())).or_else(|| {
             let link = image.debug_link()?;
             self.by_link(module, &link, build_id.as_deref())
         })
@@ -93,8 +94,15 @@ impl<'places> Finder<'places> {
     /// Our directories, in the order in which they are searched.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
         // Names are looked up from the root.
-        let given = self.given.iter().map(std::path::absolute).filter_map(Result::ok);
+        let given = self.given.directories.iter().map(std::path::absolute).filter_map(Result::ok);
         given.chain([PathBuf::from(SYSTEM_DIR)]).collect()
+    }
+
+    /// The file that was given for what has this content.
+    fn among_files<'data, R: ReadRef<'data>>(&self, image: &Image<'data, R>) -> Option<DebugFile> {
+        let mut files = self.given.files.iter().filter_map(|path| given::open(path));
+        let found = files.find(|file| given::belongs(file, image));
+        found.map(|file| DebugFile::checked(file, true))
     }
 
     fn by_build_id(&self, build_id: Option<&[u8]>) -> Option<DebugFile> {
@@ -163,7 +171,7 @@ impl Candidate {
     fn of(file: &File) -> Option<Self> {
         let cache = Cache::new(file);
         let image = Image::parse(&cache).ok()?;
-        (image.has_dwarf() || image.has_symbols()).then(|| Self { build_id: image.build_id() })
+        image.tells().then(|| Self { build_id: image.build_id() })
     }
 }
 

@@ -119,6 +119,19 @@ pub fn exported_address(file: &File, name: &str) -> Result<Option<u64>, ElfError
     Ok(symbol.map(|symbol| symbol.address()))
 }
 
+/// The addresses, as the file states them, of all functions and variables that it defines for others to use under names that begin
+/// so, by name.
+pub fn exported_addresses(file: &File, beginning: &str) -> Result<HashMap<String, u64>, ElfError> {
+    let file = BoundedFile::new(file);
+    let elf = parse(&file)?;
+    let symbols = elf.dynamic_symbol_table().into_iter().flat_map(|table| table.symbols());
+    let named = symbols.filter(ObjectSymbol::is_definition).filter_map(|symbol| {
+        let name = symbol.name().ok().filter(|name| name.starts_with(beginning))?;
+        Some((name.to_owned(), symbol.address()))
+    });
+    Ok(named.collect())
+}
+
 /// The address, as the file states it, of what lies at an offset in the file; `None` where that is not loaded.
 pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
     let file = BoundedFile::new(file);

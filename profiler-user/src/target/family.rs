@@ -54,6 +54,75 @@ const TCMALLOC: &[(&str, Shape)] = &[
     ("deletearray_aligned_nothrow", Shape::Free),
 ];
 
+/// Google's own tcmalloc, which is not gperftools' (tcmalloc/tcmalloc.h and tcmalloc/tcmalloc.cc, as in Rust's crate
+/// libtcmalloc-sys 0.1.14, and before).
+///
+/// The standard names and the operators are other names of the first ones. Where it is built to replace nothing, as in that
+/// crate, there are only these.
+const GOOGLE: &[(&str, Shape)] = &[
+    ("TCMallocInternalMalloc", Shape::Size),
+    ("TCMallocInternalCalloc", Shape::CountSize),
+    ("TCMallocInternalRealloc", Shape::Resize),
+    ("TCMallocInternalReallocArray", Shape::ResizeCount),
+    ("TCMallocInternalPosixMemalign", Shape::OutAlignSize),
+    ("TCMallocInternalAlignedAlloc", Shape::AlignSize),
+    ("TCMallocInternalMemalign", Shape::AlignSize),
+    ("TCMallocInternalValloc", Shape::Size),
+    ("TCMallocInternalPvalloc", Shape::Size),
+    ("TCMallocInternalFree", Shape::Free),
+    ("TCMallocInternalCfree", Shape::Free),
+    ("TCMallocInternalFreeSized", Shape::Free),
+    ("TCMallocInternalFreeAlignedSized", Shape::Free),
+    ("TCMallocInternalSdallocx", Shape::Free),
+    ("TCMallocInternalNew", Shape::Size),
+    ("TCMallocInternalNewAligned", Shape::Size),
+    ("TCMallocInternalNewNothrow", Shape::Size),
+    ("TCMallocInternalNewAlignedNothrow", Shape::Size),
+    ("TCMallocInternalNewArray", Shape::Size),
+    ("TCMallocInternalNewArrayAligned", Shape::Size),
+    ("TCMallocInternalNewArrayNothrow", Shape::Size),
+    ("TCMallocInternalNewArrayAlignedNothrow", Shape::Size),
+    ("TCMallocInternalDelete", Shape::Free),
+    ("TCMallocInternalDeleteAligned", Shape::Free),
+    ("TCMallocInternalDeleteSized", Shape::Free),
+    ("TCMallocInternalDeleteSizedAligned", Shape::Free),
+    ("TCMallocInternalDeleteNothrow", Shape::Free),
+    ("TCMallocInternalDeleteAlignedNothrow", Shape::Free),
+    ("TCMallocInternalDeleteArray", Shape::Free),
+    ("TCMallocInternalDeleteArrayAligned", Shape::Free),
+    ("TCMallocInternalDeleteArraySized", Shape::Free),
+    ("TCMallocInternalDeleteArraySizedAligned", Shape::Free),
+    ("TCMallocInternalDeleteArrayNothrow", Shape::Free),
+    ("TCMallocInternalDeleteArrayAlignedNothrow", Shape::Free),
+    ("sdallocx", Shape::Free),
+    // The block and its size are returned, the block where it would be by itself.
+    ("__size_returning_new", Shape::Size),
+    ("__size_returning_new_aligned", Shape::Size),
+    ("__size_returning_new_hot_cold", Shape::Size),
+    ("__size_returning_new_aligned_hot_cold", Shape::Size),
+    ("tcmalloc_size_returning_operator_new", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_aligned", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_hot_cold", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_aligned_hot_cold", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_nothrow", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_aligned_nothrow", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_hot_cold_nothrow", Shape::Size),
+    ("tcmalloc_size_returning_operator_new_aligned_hot_cold_nothrow", Shape::Size),
+    // Operators new that are told how often the block will be used.
+    ("_Znwm12__hot_cold_t", Shape::Size),
+    ("_Znam12__hot_cold_t", Shape::Size),
+    ("_ZnwmRKSt9nothrow_t12__hot_cold_t", Shape::Size),
+    ("_ZnamRKSt9nothrow_t12__hot_cold_t", Shape::Size),
+    ("_ZnwmSt11align_val_t12__hot_cold_t", Shape::Size),
+    ("_ZnamSt11align_val_t12__hot_cold_t", Shape::Size),
+    ("_ZnwmSt11align_val_tRKSt9nothrow_t12__hot_cold_t", Shape::Size),
+    ("_ZnamSt11align_val_tRKSt9nothrow_t12__hot_cold_t", Shape::Size),
+    // That crate's own, into which a compiler may have put what it calls.
+    ("BridgeTCMallocInternalNewAlignedNothrow", Shape::Size),
+    // Where the block moves, the caller then frees the old one, which is gone already: a free that is not known.
+    ("BridgePrepareReallocAligned", Shape::Resize),
+];
+
 /// Behind `mi_` (mimalloc 2.0, include/mimalloc.h).
 const MIMALLOC: &[(&str, Shape)] = &[
     ("malloc_small", Shape::Size),
@@ -148,6 +217,15 @@ const OPERATORS: &[(&str, Shape)] = &[
     ("_ZdaPvSt11align_val_tRKSt9nothrow_t", Shape::Free),
 ];
 
+/// How a program asks the kernel for memory by itself (mmap(2), mremap(2), brk(2)); sbrk calls brk.
+const KERNEL: &[(&str, Shape)] = &[
+    ("mmap", Shape::Map),
+    ("mmap64", Shape::Map),
+    ("mremap", Shape::Remap),
+    ("munmap", Shape::Unmap),
+    ("brk", Shape::Break),
+];
+
 /// A kind of allocator.
 #[derive(Debug)]
 pub struct Family {
@@ -161,12 +239,27 @@ pub struct Family {
     pub has_standard: bool,
     /// Functions behind the prefix, besides the standard ones.
     extended: &'static [(&'static str, Shape)],
-    /// Whether C++'s operators are its own too, and do not call malloc.
+    /// Whether C++'s operators are its own too, and need not call malloc.
     pub has_operators: bool,
+    /// Whether it is the kernel, which gives no blocks but mappings.
+    pub gives_mappings: bool,
+    /// Whether it is a part of a C library, which calls some of the same functions for others as well.
+    pub is_in_c_library: bool,
+    /// Whether a shared library that has it has nothing else.
+    pub fills_libraries: bool,
 }
 
-const FAMILY: Family =
-    Family { name: "", prefix: "", marks: &[], has_standard: true, extended: &[], has_operators: false };
+const FAMILY: Family = Family {
+    name: "",
+    prefix: "",
+    marks: &[],
+    has_standard: true,
+    extended: &[],
+    has_operators: false,
+    gives_mappings: false,
+    is_in_c_library: false,
+    fills_libraries: false,
+};
 
 /// Every kind that is recognised. An earlier one has the functions that a later one has too: C libraries come last, whose
 /// functions a linker leaves out where a program brings its own.
@@ -178,17 +271,34 @@ pub const FAMILIES: &[Family] = &[
         marks: &["mi_malloc", "mi_malloc_aligned", "mi_free"],
         extended: MIMALLOC,
         has_operators: true,
+        fills_libraries: true,
         ..FAMILY
     },
     Family {
         name: "tcmalloc",
         prefix: "tc_",
-        marks: &["tc_malloc", "TCMallocInternalMalloc", "MallocExtension_Internal_GetStats"],
+        marks: &["tc_malloc"],
         extended: TCMALLOC,
         has_operators: true,
+        fills_libraries: true,
         ..FAMILY
     },
-    Family { name: "jemalloc", marks: &["mallctl"], extended: EXTENDED, has_operators: true, ..FAMILY },
+    Family {
+        name: "tcmalloc",
+        marks: &["TCMallocInternalMalloc", "MallocExtension_Internal_GetStats"],
+        extended: GOOGLE,
+        has_operators: true,
+        fills_libraries: true,
+        ..FAMILY
+    },
+    Family {
+        name: "jemalloc",
+        marks: &["mallctl"],
+        extended: EXTENDED,
+        has_operators: true,
+        fills_libraries: true,
+        ..FAMILY
+    },
     Family { marks: &["je_mallctl"], prefix: "je_", ..PREFIXED_JEMALLOC },
     // Rust's crates tikv-jemalloc-sys and jemalloc-sys.
     Family { marks: &["_rjem_mallctl"], prefix: "_rjem_", ..PREFIXED_JEMALLOC },
@@ -196,16 +306,32 @@ pub const FAMILIES: &[Family] = &[
     Family {
         name: "glibc",
         marks: &["gnu_get_libc_version", "_int_malloc", "__libc_mallopt", "__malloc_info"],
+        is_in_c_library: true,
         ..FAMILY
     },
-    Family { name: "musl", marks: &["__optreset", "__libc_malloc_impl", "__simple_malloc"], ..FAMILY },
+    Family {
+        name: "musl",
+        marks: &["__optreset", "__libc_malloc_impl", "__simple_malloc"],
+        is_in_c_library: true,
+        ..FAMILY
+    },
 ];
+
+/// The kernel itself, as the C library leads to it.
+pub const MAPPINGS: Family = Family {
+    name: "mmap",
+    marks: &["munmap"],
+    extended: KERNEL,
+    has_standard: false,
+    gives_mappings: true,
+    ..FAMILY
+};
 
 const PREFIXED_JEMALLOC: Family =
     Family { name: "jemalloc", extended: EXTENDED, has_standard: false, ..FAMILY };
 
 /// What implements the standard functions and is none of the others: a wrapper, perhaps, or an allocator that nobody told us of.
-pub const OTHER: Family = Family { name: "other", ..FAMILY };
+pub const OTHER: Family = Family { name: "other", has_operators: true, ..FAMILY };
 
 impl Family {
     /// Its functions, by name.
@@ -230,9 +356,17 @@ impl Family {
 ///
 /// Those that promise not to throw are taken to: what they call may.
 pub fn may_throw(name: &str) -> bool {
-    let own = name.strip_prefix("tc_").or_else(|| name.strip_prefix("mi_"));
-    name.starts_with("_Zn")
-        || own.is_some_and(|own| own.starts_with("new") || own.starts_with("heap_alloc_new"))
+    const NEW: [&str; 8] = [
+        "_Zn",
+        "tc_new",
+        "mi_new",
+        "mi_heap_alloc_new",
+        "TCMallocInternalNew",
+        "BridgeTCMallocInternalNew",
+        "__size_returning_new",
+        "tcmalloc_size_returning_operator_new",
+    ];
+    NEW.iter().any(|beginning| name.starts_with(beginning))
 }
 
 #[cfg(test)]
@@ -249,6 +383,10 @@ mod tests {
         }
         assert!(may_throw("tc_newarray_aligned") && may_throw("mi_new_n") && may_throw("mi_heap_alloc_new"));
         assert!(!may_throw("malloc") && !may_throw("mi_malloc") && !may_throw("tc_delete"));
+        for (name, shape) in GOOGLE {
+            let is_operator = name.contains("New") || name.contains("new") || name.starts_with("_Zn");
+            assert_eq!(may_throw(name), is_operator && *shape == Shape::Size, "{name}");
+        }
     }
 
     #[test]

@@ -80,9 +80,10 @@ impl Functions {
         for table in &tables {
             self.collect(table, wanted, marks);
         }
-        let found: BTreeSet<u64> = self.by_name.values().flatten().map(|function| function.address).collect();
+        let mut found: BTreeSet<u64> =
+            self.by_name.values().flatten().map(|function| function.address).collect();
         for table in &tables {
-            self.find_overlaps(table, &found);
+            self.find_overlaps(table, &mut found);
         }
     }
 
@@ -130,6 +131,10 @@ impl Functions {
         marks: &HashSet<&str>,
     ) {
         let Table { symbols, names, endian, bias } = *table;
+        if symbols.len() > SYMBOLS_LIMIT {
+            let symbols = symbols.len();
+            tracing::warn!(symbols, "allocators are looked for among the first {SYMBOLS_LIMIT} symbols only");
+        }
         for symbol in symbols.iter().take(SYMBOLS_LIMIT) {
             let kind = symbol.st_type();
             if symbol.st_shndx(endian) == SHN_UNDEF
@@ -159,10 +164,11 @@ impl Functions {
         }
     }
 
+    /// Notes in whose middle the places `found` lie, and takes those out: each symbol of millions may claim to hold all of them.
     fn find_overlaps<'data, R: ReadRef<'data>>(
         &mut self,
         table: &Table<'_, 'data, R>,
-        found: &BTreeSet<u64>,
+        found: &mut BTreeSet<u64>,
     ) {
         let Table { symbols, names, endian, bias } = *table;
         for symbol in symbols.iter().take(SYMBOLS_LIMIT) {
@@ -170,11 +176,11 @@ impl Functions {
             if symbol.st_type() != STT_FUNC || symbol.st_shndx(endian) == SHN_UNDEF || size_bytes < 2 {
                 continue;
             }
-            for address in found.range(start.saturating_add(1)..start.saturating_add(size_bytes)) {
-                if let Ok(name) = symbol.name(endian, names) {
-                    let name = String::from_utf8_lossy(name).into_owned();
-                    self.overlapping.entry(*address).or_insert(name);
-                }
+            let inside = start.saturating_add(1)..start.saturating_add(size_bytes);
+            while let Some(&address) = found.range(inside.clone()).next() {
+                found.remove(&address);
+                let name = symbol.name(endian, names).unwrap_or(b"a function without a name");
+                self.overlapping.insert(address, String::from_utf8_lossy(name).into_owned());
             }
         }
     }

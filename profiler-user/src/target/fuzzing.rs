@@ -59,7 +59,7 @@ fn check_function(file: &File, function: &Function) {
 
 fn check_allocator(file: &File, has_allocator: bool) {
     let module = Module::held("/lib/libc.so.6".to_owned(), file.try_clone().expect("a descriptor"));
-    match allocator::examine(0, &module, &Places::default()) {
+    match allocator::examine(0, &module, &Places::default(), true) {
         Ok(allocators) => {
             let hooks: Vec<_> = allocators.iter().flat_map(|allocator| &allocator.hooks).collect();
             assert!(!hooks.is_empty(), "{allocators:?}");

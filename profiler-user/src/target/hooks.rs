@@ -23,6 +23,10 @@ pub struct Hook {
     pub site: Site,
     /// How it is seen to come back.
     pub back: Back,
+    /// Whether it may come back through another function that is probed, to which it jumps.
+    pub jumps: bool,
+    /// How far behind the probe the variable lies that the function goes by, in bytes; `None` for most, which go by none.
+    pub state_distance: Option<i64>,
 }
 
 /// How a function is seen to come back.
@@ -51,7 +55,7 @@ pub(super) fn find(
     let mut unhooked = Vec::new();
     for (name, shape) in family.functions() {
         for function in chosen(functions, &name) {
-            let place = match place(function, functions, text) {
+            let place = match place(function, shape, functions, text) {
                 Ok(place) => place,
                 Err(reason) => {
                     unhooked.push((name.clone(), reason));
@@ -66,7 +70,7 @@ pub(super) fn find(
     let places: HashMap<u64, (Shape, Place)> =
         found.iter().map(|(_, shape, place)| (place.offset, (*shape, place.clone()))).collect();
     for (name, shape, mut place) in found {
-        // What only jumps to another one of the same kind is that one by another name.
+        // What does nothing but jump to another one of the same kind is that one by another name.
         for _ in 0..JUMPS_LIMIT {
             let next =
                 place.leads_to.and_then(|offset| places.get(&offset)).filter(|(next, _)| *next == shape);
@@ -80,7 +84,17 @@ pub(super) fn find(
             Some((_, hook)) => {
                 unhooked.push((name, format!("shares its code with {}", hook.names.join(", "))));
             }
-            None => hooks.push((offset, Hook { names: vec![name], shape, site, back: Back::Unseen })),
+            None => {
+                let hook = Hook {
+                    names: vec![name],
+                    shape,
+                    site,
+                    back: Back::Unseen,
+                    jumps: false,
+                    state_distance: None,
+                };
+                hooks.push((offset, hook));
+            }
         }
     }
     taken.extend(hooks.iter().map(|(offset, _)| *offset));
@@ -90,8 +104,9 @@ pub(super) fn find(
             continue;
         }
         hook.back = Back::ReturnProbe;
+        let found = rets(*offset, functions, text, &entries);
+        hook.jumps = found.leads_to_probed || !found.unfollowed.is_empty();
         if hook.names.iter().any(|name| family::may_throw(name)) {
-            let found = rets(*offset, functions, text, &entries);
             if !found.unfollowed.is_empty() {
                 let reason = "is not always seen to come back: it jumps to code whose end is not known";
                 unhooked.push((hook.names.join(", "), reason.to_owned()));
@@ -120,7 +135,7 @@ struct Place {
     offset: u64,
     /// Where the probe goes.
     site: Site,
-    /// Where its first instruction leads, if that is a jump.
+    /// Where it jumps, if it does nothing else.
     leads_to: Option<u64>,
 }
 
@@ -130,7 +145,12 @@ const JUMPS_LIMIT: usize = 4;
 /// Where the function is in the file, and where in it the probe goes; or why there is none.
 ///
 /// A symbol may say anything, and a probe in the middle of an instruction would break the program.
-fn place(function: &Function, functions: &Functions, text: &mut Text<'_>) -> Result<Place, String> {
+fn place(
+    function: &Function,
+    shape: Shape,
+    functions: &Functions,
+    text: &mut Text<'_>,
+) -> Result<Place, String> {
     let address = function.address;
     if function.is_chosen_at_load {
         return Err("is one of several that the loader chose from (IFUNC)".to_owned());
@@ -145,7 +165,7 @@ fn place(function: &Function, functions: &Functions, text: &mut Text<'_>) -> Res
     let place = functions.offset_of(address).and_then(|offset| {
         let (code, targets) = text.section(offset)?;
         let site = site::choose(code, offset, targets)?;
-        let leads_to = site::first_jump(code, offset).and_then(|to| text.behind_stub(to, functions));
+        let leads_to = site::first_jump(code, offset, shape).and_then(|to| text.behind_stub(to, functions));
         Some(Place { offset, site, leads_to })
     });
     place.ok_or_else(|| "has no code where its symbol points".to_owned())

@@ -81,6 +81,11 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         self.has_content(".symtab")
     }
 
+    /// Whether it has anything to name functions by, besides the symbols of the dynamic linker.
+    pub(crate) fn tells(&self) -> bool {
+        self.has_dwarf() || self.has_symbols()
+    }
+
     pub(crate) fn build_id(&self) -> Option<Vec<u8>> {
         self.elf.build_id().ok().flatten().map(<[u8]>::to_vec)
     }

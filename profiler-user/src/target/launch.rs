@@ -230,7 +230,8 @@ impl Held {
 
 /// Whether the loader is done with what it announces.
 fn is_consistent(loader: &Loader, pid: Pid) -> io::Result<bool> {
+    let Some(state_address) = loader.state_address else { return Ok(true) };
     let mut state = [0; 4];
-    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut state, loader.state_address)?;
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut state, state_address)?;
     Ok(u32::from_ne_bytes(state) == RT_CONSISTENT)
 }

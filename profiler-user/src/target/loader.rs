@@ -8,7 +8,7 @@ use super::{
 /// The function that the loader calls at every change of its state.
 pub const ANNOUNCEMENT: &str = "_dl_debug_state";
 
-/// The variable that holds its state.
+/// The variable that holds glibc's state.
 const STATE: &str = "_r_debug";
 
 /// Offset of `r_state` in `struct r_debug`: behind an int, padded, and two pointers.
@@ -26,8 +26,17 @@ pub struct Loader {
     pub announcement_offset: u64,
     /// Where it is mapped.
     pub announcement_address: u64,
-    /// Where the state lies.
-    pub state_address: u64,
+    /// Where the state lies; `None` where there is none to be found. musl's announces itself only when it has added objects, and
+    /// removes none (`_dl_debug_state` in ldso/dynlink.c, musl 1.2.3).
+    pub state_address: Option<u64>,
+}
+
+impl Loader {
+    /// How far behind the function the state lies, wherever the file is mapped; wraps where it lies before. 0 where there is
+    /// none.
+    pub fn state_distance(&self) -> u64 {
+        self.state_address.map_or(0, |address| address.wrapping_sub(self.announcement_address))
+    }
 }
 
 /// The loader among the files that are mapped; `None` where there is none that announces itself.
@@ -36,7 +45,7 @@ pub fn find(space: &AddressSpace) -> Option<Loader> {
         let Content::Module(module) = range.content else { return None };
         let file = space.modules().get(module)?.file.as_deref()?;
         let announcement = elf::exported(file, &[ANNOUNCEMENT]).ok()?.into_iter().next()?;
-        let state = elf::exported_address(file, STATE).ok().flatten()?;
+        let state = elf::exported_address(file, STATE).ok().flatten();
         let stated = elf::address_at(file, announcement.offset).ok().flatten()?;
         let into_range = announcement.offset.checked_sub(range.offset)?;
         let announcement_address = range.start.checked_add(into_range)?;
@@ -46,7 +55,7 @@ pub fn find(space: &AddressSpace) -> Option<Loader> {
             module,
             announcement_offset: announcement.offset,
             announcement_address,
-            state_address: bias.wrapping_add(state).wrapping_add(R_STATE),
+            state_address: state.map(|state| bias.wrapping_add(state).wrapping_add(R_STATE)),
         })
     })
 }
@@ -63,7 +72,7 @@ mod tests {
         let path = &space.modules()[loader.module].path;
         assert!(path.contains("ld-linux"), "{path}");
         // SAFETY: the loader's own variable, a 32-bit number that stays mapped for the life of the process.
-        let state = unsafe { (loader.state_address as *const u32).read_volatile() };
+        let state = unsafe { (loader.state_address.unwrap() as *const u32).read_volatile() };
         assert_eq!(state, RT_CONSISTENT);
     }
 }

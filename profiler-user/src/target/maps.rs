@@ -124,11 +124,20 @@ impl AddressSpace {
 
     /// Takes in the executable mappings that a thread's process has now.
     pub(super) fn update(&mut self, thread: u32, maps: Vec<Mapping>) {
+        let (current, trampoline) = self.take_in(thread, maps);
+        self.current = current;
+        // A program that took another's place has its own.
+        self.trampoline = trampoline;
+    }
+
+    /// The places in `ranges` of mappings, and the start of the page of hijacked return addresses.
+    fn take_in(&mut self, thread: u32, maps: Vec<Mapping>) -> (Vec<usize>, Option<u64>) {
         let mut current = Vec::new();
+        let mut trampoline = None;
         for map in maps {
             let Mapping { start, end, offset, .. } = map;
             if map.name == b"[uprobes]" {
-                self.trampoline = Some(start);
+                trampoline = Some(start);
             }
             let content = match map.inode {
                 Some(inode) => Content::Module(self.module(thread, &map, inode)),
@@ -144,19 +153,36 @@ impl AddressSpace {
             }
             current.push(index);
         }
-        self.current = current;
+        (current, trampoline)
     }
 
-    /// Looks at the mappings of a process that may have ended meanwhile: then those that were seen stay as they are.
+    /// Looks at the mappings of a process that may have ended or replaced its program meanwhile: then those that were seen
+    /// stay as they are, since what is asked about is of that time.
     pub fn look_again(&mut self, pid: u32) {
-        if let Err(error) = self.refresh(pid) {
-            tracing::debug!(pid, %error, "mappings not read again");
+        let Some(thread) = live_thread(pid) else { return };
+        match executable(pid, thread) {
+            Ok(maps) => self.update_same(thread, maps),
+            Err(error) => tracing::debug!(pid, %error, "mappings not read again"),
+        }
+    }
+
+    /// Takes in mappings, unless they are another program's: one that goes on keeps the code that it is in.
+    fn update_same(&mut self, thread: u32, maps: Vec<Mapping>) {
+        let (current, trampoline) = self.take_in(thread, maps);
+        if self.current.is_empty() || current.iter().any(|range| self.current.contains(range)) {
+            self.current = current;
+            self.trampoline = trampoline;
         }
     }
 
     /// The mapped files, in the order in which they were first seen; the first is not always the executable.
     pub fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    /// Whether code of a file, by its place in [`AddressSpace::modules`], was mapped at the last look.
+    pub fn has(&self, module: usize) -> bool {
+        self.current().any(|range| range.content == Content::Module(module))
     }
 
     /// Every range ever seen.
@@ -267,6 +293,22 @@ mod tests {
         assert!(crate::target::elf::is_elf(file));
         assert!(vdso.build_id.is_some());
         assert!(!vdso.has_changed());
+    }
+
+    #[test]
+    fn what_was_mapped_stays_known_while_the_program_that_took_its_place_is_not_asked_about() {
+        let maps = |lines: &str| read(lines.as_bytes()).unwrap();
+        let before =
+            "1000-2000 r-xp 00000000 fe:01 1      /before\n5000-6000 r-xp 00000000 fe:01 2 /library\n";
+        let mut space = AddressSpace::default();
+        space.update_same(0, maps(before));
+        assert!(space.find(0x1000).is_some(), "the first look");
+        space.update_same(0, maps("9000-a000 r-xp 00000000 fe:01 2      /library\n"));
+        assert!(space.find(0x1000).is_some() && space.find(0x9000).is_none(), "another program's");
+        space.update_same(0, maps("1000-2000 r-xp 00000000 fe:01 1      /before\n"));
+        assert!(space.find(0x1000).is_some() && space.find(0x5000).is_none(), "a library has gone");
+        space.update(0, maps("9000-a000 r-xp 00000000 fe:01 2      /library\n"));
+        assert!(space.find(0x1000).is_none() && space.find(0x9000).is_some(), "asked about");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub mod maps;
 
 pub mod memory;
 
+mod words;
+
 mod thread_stacks;
 
 pub mod container;
@@ -37,9 +39,15 @@ pub(crate) mod image;
 
 pub(crate) mod mini;
 
+pub mod given;
+
 pub(crate) mod debug_file;
 
 pub mod cfi;
+
+mod go_entry;
+
+mod hotspot;
 
 pub mod rows;
 
@@ -48,6 +56,9 @@ pub mod separate;
 pub mod functions;
 
 pub mod site;
+
+#[cfg(test)]
+mod site_model;
 
 pub mod returns;
 

@@ -9,6 +9,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::PathBuf,
+    time::Duration,
 };
 
 use procfs::{FromBufRead, ProcResult, process::Status};
@@ -95,9 +96,39 @@ pub enum ProcessError {
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    comm: String,
-    exe: PathBuf,
-    pidfd: OwnedFd,
+    program: Program,
+    /// `None` where it had ended when it was first looked at.
+    pidfd: Option<OwnedFd>,
+}
+
+/// What a process runs, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The process's name, at most 15 bytes, as the kernel has it.
+    pub comm: String,
+    /// The executable's path, as the process itself names it.
+    pub exe: PathBuf,
+}
+
+impl Program {
+    /// What a process runs now, after checking that it can be profiled.
+    fn of(pid: u32, comm: String, has_ended: impl Fn() -> bool) -> Result<Self, ProcessError> {
+        let unreadable = |what| move |source| ProcessError::Unreadable { pid, what, source };
+        let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
+        let exe_link = format!("/proc/{thread}/exe");
+        let found = match File::open(&exe_link).and_then(|file| machine(&file)) {
+            Ok(found) => found,
+            Err(_) if has_ended() => return Err(ProcessError::Gone { pid }),
+            Err(source) => return Err(unreadable("the executable (/proc/PID/exe)")(source)),
+        };
+        if found != X86_64 {
+            return Err(ProcessError::Architecture { pid, comm, found });
+        }
+        let exe =
+            std::fs::read_link(&exe_link).map_err(unreadable("the executable's name (/proc/PID/exe)"))?;
+        let exe = name_inside(thread, exe.as_os_str().as_bytes());
+        Ok(Self { exe: PathBuf::from(OsStr::from_bytes(exe)), comm })
+    }
 }
 
 /// `PF_KTHREAD` of include/linux/sched.h.
@@ -124,25 +155,25 @@ impl Process {
         if stat.flags & PF_KTHREAD != 0 {
             return Err(ProcessError::KernelThread { pid, comm });
         }
-        let process = Self { pid, exe: PathBuf::new(), comm, pidfd };
-        if process.has_ended() {
-            return Err(ProcessError::Zombie { pid, comm: process.comm });
+        if has_ended(&pidfd) {
+            return Err(ProcessError::Zombie { pid, comm });
         }
-        let unreadable = |what| move |source| ProcessError::Unreadable { pid, what, source };
-        let thread = live_thread(pid).ok_or(ProcessError::Gone { pid })?;
-        let exe_link = format!("/proc/{thread}/exe");
-        let found = match File::open(&exe_link).and_then(|file| machine(&file)) {
-            Ok(found) => found,
-            Err(_) if process.has_ended() => return Err(ProcessError::Gone { pid }),
-            Err(source) => return Err(unreadable("the executable (/proc/PID/exe)")(source)),
-        };
-        if found != X86_64 {
-            return Err(ProcessError::Architecture { pid, comm: process.comm, found });
-        }
-        let exe =
-            std::fs::read_link(&exe_link).map_err(unreadable("the executable's name (/proc/PID/exe)"))?;
-        let exe = name_inside(thread, exe.as_os_str().as_bytes());
-        Ok(Self { exe: PathBuf::from(OsStr::from_bytes(exe)), ..process })
+        let program = Program::of(pid, comm, || has_ended(&pidfd))?;
+        Ok(Self { pid, program, pidfd: Some(pidfd) })
+    }
+
+    /// A process that has ended before anybody could look at it, and ran this program.
+    pub const fn ended(pid: u32, program: Program) -> Self {
+        Self { pid, program, pidfd: None }
+    }
+
+    /// What the process runs by now: it may have replaced its program since.
+    pub fn program_now(&self) -> Result<Program, ProcessError> {
+        let Self { pid, .. } = *self;
+        let number = i32::try_from(pid).map_err(|_| ProcessError::NotFound { pid })?;
+        let entry = procfs::process::Process::new(number).map_err(|error| proc_error(pid, "/proc", error))?;
+        let comm = entry.stat().map_err(|error| proc_error(pid, "stat", error))?.comm;
+        Program::of(pid, comm, || self.has_ended())
     }
 
     /// The process's PID, as this PID namespace numbers it.
@@ -150,14 +181,19 @@ impl Process {
         self.pid
     }
 
-    /// The process's name, at most 15 bytes, as the kernel has it.
-    pub fn comm(&self) -> &str {
-        &self.comm
+    /// What the process ran when it was opened.
+    pub const fn program(&self) -> &Program {
+        &self.program
     }
 
-    /// The executable's path, as the process itself names it.
+    /// The name that the process had when it was opened, at most 15 bytes, as the kernel has it.
+    pub fn comm(&self) -> &str {
+        &self.program.comm
+    }
+
+    /// The path of the executable that it ran then, as the process itself names it.
     pub fn exe(&self) -> &std::path::Path {
-        &self.exe
+        &self.program.exe
     }
 
     /// The memory that the process has resident, in bytes; 0 where that cannot be told.
@@ -169,15 +205,28 @@ impl Process {
 
     /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        // A pidfd becomes readable when the whole thread group has ended (pidfd_open(2)).
-        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+        self.pidfd.as_ref().is_none_or(has_ended)
+    }
+
+    /// What becomes readable when the process ends; `None` where it has.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
     }
 }
 
-impl AsFd for Process {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+/// Older kernels (6.1) take a process for ended for a few microseconds while a thread other than its first replaces the
+/// program, and hands on the first one's number (`de_thread` in fs/exec.c).
+const REPLACEMENT: Duration = Duration::from_millis(2);
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    // A pidfd becomes readable when the whole thread group has ended (pidfd_open(2)).
+    let is_readable = || {
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+    };
+    is_readable() && {
+        std::thread::sleep(REPLACEMENT);
+        is_readable()
     }
 }
 

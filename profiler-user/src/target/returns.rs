@@ -17,6 +17,8 @@ pub struct Returns {
     pub offsets: BTreeSet<u64>,
     /// Jumps that leave the function for code whose end is not known, so that a return may be missed: offsets in the file.
     pub unfollowed: BTreeSet<u64>,
+    /// Whether it jumps to another function that is probed.
+    pub leads_to_probed: bool,
 }
 
 /// Parts of functions that are followed from one function on: its cold part, and those that it ends by jumping to.
@@ -54,7 +56,10 @@ pub fn find(entry: u64, mut destination: impl FnMut(u64, u64) -> Option<Destinat
     while let Some((from, to)) = waiting.pop_front() {
         let part = match destination(to, left_bytes) {
             Some(Destination::Part(part)) if seen.len() < PARTS_LIMIT => part,
-            Some(Destination::Probed) if from != to => continue,
+            Some(Destination::Probed) if from != to => {
+                returns.leads_to_probed = true;
+                continue;
+            }
             _ => {
                 returns.unfollowed.insert(from);
                 continue;
@@ -140,8 +145,10 @@ mod tests {
         let functions = [(ENTRY, ENTRY + 4), (ENTRY + 4, ENTRY + 6), (ENTRY + 6, ENTRY + 7)];
         let found = returns(&bytes, &functions, &[ENTRY + 6]);
         assert_eq!(found.offsets, [ENTRY + 4].into());
+        assert!(found.leads_to_probed);
         let found = returns(&bytes, &functions, &[]);
         assert_eq!(found.offsets, [ENTRY + 4, ENTRY + 6].into());
+        assert!(!found.leads_to_probed);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How to go on from any pc of a process: by what its file says, by frame pointer, or not at all.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt, sync::Arc};
 
 use profiler_common::{
     target::is_hijacked,
@@ -9,6 +9,8 @@ use profiler_common::{
 
 use super::{
     cfi::{self, CfiError, UnwindInfo},
+    go_entry::GoEntry,
+    hotspot::{self, HotSpot},
     image::{Cache, Image},
     maps::{AddressSpace, Content, Module, Range},
     separate::Places,
@@ -19,6 +21,8 @@ pub struct RowSource {
     pid: u32,
     places: Places,
     files: HashMap<usize, FileRows>,
+    /// The JVM, if it was found.
+    hotspot: Option<HotSpot>,
     /// How much memory may still be taken for unwind information.
     left_bytes: usize,
 }
@@ -30,6 +34,10 @@ struct FileRows {
     own: Option<UnwindInfo>,
     /// Those in its debug file, once they were looked for.
     separate: Option<Option<UnwindInfo>>,
+    /// Where C calls into it, if it is Go's.
+    go_entry: Option<GoEntry>,
+    /// What leads to the JVM's own records, if it is one.
+    jvm: Option<hotspot::Variables>,
 }
 
 /// `mov $15, %rax; syscall`, which is rt_sigreturn.
@@ -41,16 +49,23 @@ const INFO_LIMIT_BYTES: usize = 1 << 30;
 impl RowSource {
     /// Rows of the process `pid`, whose debug files are looked for in `places`.
     pub fn new(pid: u32, places: Places) -> Self {
-        Self { pid, places, files: HashMap::new(), left_bytes: INFO_LIMIT_BYTES }
+        Self { pid, places, files: HashMap::new(), hotspot: None, left_bytes: INFO_LIMIT_BYTES }
     }
 
-    /// Reads the unwind information of every file that is mapped now.
+    /// Where debug files are looked for.
+    pub const fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Reads the unwind information of every file that is mapped now, and of its debug file: there is no time for it while
+    /// stacks are coming.
     pub fn prepare(&mut self, space: &AddressSpace) {
         for range in space.current() {
             let Content::Module(index) = range.content else { continue };
             let Some(module) = space.modules().get(index) else { continue };
             if let Some(file) = module.file.as_deref() {
                 self.load(index, module, file);
+                self.look_beside(index, module, file);
             }
         }
     }
@@ -60,11 +75,9 @@ impl RowSource {
             return;
         }
         let own = self.keep(&module.path, UnwindInfo::load(file));
-        let is_silent = own.is_none();
-        self.files.insert(index, FileRows { own, separate: None });
-        if is_silent {
-            self.look_beside(index, module, file);
-        }
+        let go_entry = own.as_ref().filter(|own| own.is_go()).and_then(|_| GoEntry::find(file));
+        let jvm = hotspot::variables(&module.path, file);
+        self.files.insert(index, FileRows { own, separate: None, go_entry, jvm });
     }
 
     /// Looks for the file's debug file, once.
@@ -128,10 +141,35 @@ impl RowSource {
             Content::Unnamed(name) => match name.as_str() {
                 // It could not be read, or it would be held like a file.
                 "[vdso]" => Row::stop(WalkEnd::NoUnwindInfo),
-                // Code made at run time.
-                _ => Row::FRAME_POINTER,
+                // Code made at run time, which keeps frame pointers where nobody says otherwise.
+                _ => self.jvm_row(pc, space).unwrap_or(Row::FRAME_POINTER),
             },
         }
+    }
+
+    fn jvm_row(&mut self, pc: u64, space: &AddressSpace) -> Option<Row> {
+        if self.hotspot.is_none() {
+            let files = &self.files;
+            let variables = |module: usize| files.get(&module)?.jvm.as_ref();
+            self.hotspot = HotSpot::find(self.pid, space, variables);
+        }
+        self.hotspot.as_mut()?.row(pc)
+    }
+
+    /// What code made at run time is called, where who made it says so: the return addresses of which rows were given since the
+    /// last time, each with a name.
+    pub fn take_names(&mut self) -> Vec<(u64, Arc<str>)> {
+        self.hotspot.as_mut().map(HotSpot::take_names).unwrap_or_default()
+    }
+
+    /// Forgets what belongs to a program that was replaced.
+    pub fn program_has_gone(&mut self) {
+        self.hotspot = None;
+    }
+
+    /// The pcs of code made at run time that has gone since their rows were given, which may be others' now.
+    pub fn take_back(&mut self) -> Vec<u64> {
+        self.hotspot.as_mut().map(HotSpot::take_back).unwrap_or_default()
     }
 
     fn file_row(&mut self, index: usize, module: &Module, range: &Range, call: u64) -> Row {
@@ -167,10 +205,7 @@ impl FileRows {
         if let Some(row) = self.told(offset) {
             return row;
         }
-        let Some(info) = self.infos().next() else {
-            // Go programs have nothing, and keep frame pointers.
-            return Row::FRAME_POINTER;
-        };
+        let Some(info) = self.infos().next() else { return Row::FRAME_POINTER };
         let nothing = Row::stop(WalkEnd::NoUnwindInfo);
         let Some(svma) = info.svma_of(offset) else { return nothing };
         // The outermost function is `_start`, or one that is returned to at its first byte and so was never called: that of
@@ -179,9 +214,12 @@ impl FileRows {
         if row != nothing || offset.checked_add(1).and_then(|next| self.told(next)).is_some() {
             return Row::END;
         }
-        // Code that its file says nothing about, in a Go program or in V8 all but the C, mostly keeps frame pointers; where
-        // it does not, the walk goes astray at once and says so.
-        Row::FRAME_POINTER
+        if let Some(row) = self.go_entry.as_ref().and_then(|entry| entry.row(offset)) {
+            return row;
+        }
+        // Code that its file says nothing about, in V8 all but the C, mostly keeps frame pointers; where it does not, the
+        // walk goes astray at once and says so.
+        if info.is_go() { Row::GO } else { Row::FRAME_POINTER }
     }
 }
 
@@ -197,7 +235,10 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::{symbolize::fixture::Guest, target::root::Root};
+    use crate::{
+        symbolize::fixture::Guest,
+        target::{given::Given, root::Root},
+    };
 
     /// No `.eh_frame`, and a base address other than 0.
     fn guest(options: &[&str]) -> Guest {
@@ -208,8 +249,9 @@ mod tests {
 
     /// The row at a function, with what is found beside the file in these directories.
     fn row(guest: &Guest, function: &str, debug_dirs: &[&Path]) -> Row {
-        let debug_dirs = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
-        let mut source = RowSource::new(u32::MAX, Places::of(u32::MAX, debug_dirs));
+        let directories = debug_dirs.iter().map(|path| path.to_path_buf()).collect();
+        let given = Given { directories, ..Given::default() };
+        let mut source = RowSource::new(u32::MAX, Places::of(u32::MAX, given));
         source.places.in_root(Root::at(guest.root.path()).ok());
         let module = guest.module();
         let (offset, _) = guest.place(function, 1);

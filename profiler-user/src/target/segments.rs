@@ -81,7 +81,6 @@ impl Segments {
     }
 
     /// What is loaded, in the order of the file's headers.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Segment> {
         self.0.iter()
     }

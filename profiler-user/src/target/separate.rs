@@ -8,21 +8,28 @@ use std::{
 
 use object::ReadRef;
 
-use super::{debug_file::Finder, image::Image, maps::Module, root::Root};
+use super::{
+    debug_file::Finder,
+    elf::is_elf,
+    given::{self, Given},
+    image::{Cache, Image},
+    maps::{AddressSpace, Module},
+    root::Root,
+};
 
 /// Where the debug files of a process's modules are looked for.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
-    /// Directories to search before the system's own.
-    pub debug_dirs: Vec<PathBuf>,
+    /// What to look at before the system's own directories.
+    given: Given,
     /// The process's root directory, kept for when it has ended.
     root: Option<Arc<Root>>,
 }
 
 impl Places {
     /// Those for the process `pid`.
-    pub fn of(pid: u32, debug_dirs: Vec<PathBuf>) -> Self {
-        Self { debug_dirs, root: Root::of(pid).ok().map(Arc::new) }
+    pub fn of(pid: u32, given: Given) -> Self {
+        Self { given, root: Root::of(pid).ok().map(Arc::new) }
     }
 
     /// Those of a process that has another root.
@@ -38,7 +45,20 @@ impl Places {
         image: &Image<'data, R>,
     ) -> Option<File> {
         let ours = Root::at(Path::new("/")).ok();
-        let finder = Finder::new(&self.debug_dirs, ours.as_ref(), self.root.as_deref()).promptly();
+        let finder = Finder::new(&self.given, ours.as_ref(), self.root.as_deref()).promptly();
         finder.find(module, image).map(|debug| debug.file)
+    }
+
+    /// The files that were given and belong to nothing that is mapped.
+    pub fn unused(&self, space: &AddressSpace) -> Vec<PathBuf> {
+        let belongs_to = |file: &File, module: &Module| {
+            let Some(mapped) = module.file.as_deref().filter(|file| is_elf(file)) else { return false };
+            Image::parse(&Cache::new(mapped)).is_ok_and(|image| given::belongs(file, &image))
+        };
+        let is_used = |path: &PathBuf| {
+            given::open(path)
+                .is_some_and(|file| space.modules().iter().any(|module| belongs_to(&file, module)))
+        };
+        self.given.files.iter().filter(|path| !is_used(path)).cloned().collect()
     }
 }

@@ -11,6 +11,8 @@ use iced_x86::{
     IntelFormatter, OpAccess, OpKind, Register,
 };
 
+use profiler_common::call::Shape;
+
 use super::elf::Code;
 
 /// A probe site in a function.
@@ -68,15 +70,39 @@ pub fn branch_targets(code: &Code) -> BTreeSet<u64> {
     targets
 }
 
-/// Where the function that starts at `offset` jumps at once, if it does nothing else.
-pub fn first_jump(code: &Code, offset: u64) -> Option<u64> {
+/// Where the function of this shape that starts at `offset` jumps, if all that it does before is to set what nobody reads there,
+/// as arguments that the shape does not have.
+pub fn first_jump(code: &Code, offset: u64, shape: Shape) -> Option<u64> {
     let start = usize::try_from(offset.checked_sub(code.offset)?).ok()?;
-    let mut decoder = Decoder::with_ip(64, code.bytes.get(start..)?, offset, DecoderOptions::NONE);
-    let mut first = decoder.decode();
-    if first.code() == Opcode::Endbr64 {
-        first = decoder.decode();
+    let rest = code.bytes.get(start..)?;
+    let prologue = rest.get(..PROLOGUE_BYTES.min(rest.len()))?;
+    let mut decoder = Decoder::with_ip(64, prologue, offset, DecoderOptions::NONE);
+    let mut facts = InstructionInfoFactory::new();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_jmp_short_or_near() {
+            return Some(instruction.near_branch64());
+        }
+        let goes_on = !instruction.is_invalid() && instruction.flow_control() == FlowControl::Next;
+        if !goes_on || changes(&mut facts, &instruction, &read_by(shape)) {
+            return None;
+        }
     }
-    first.is_jmp_short_or_near().then(|| first.near_branch64())
+    None
+}
+
+/// The registers of the arguments that a shape has, and those that tell where the caller is.
+fn read_by(shape: Shape) -> Vec<Register> {
+    let numbers = shape.convention().map_or([1, 2, 0, 0], |convention| {
+        [
+            convention.size_argument(),
+            convention.count_argument(),
+            convention.old_argument(),
+            convention.out_argument(),
+        ]
+    });
+    let arguments = (1..).zip(ARGUMENTS).filter(|(number, _)| numbers.contains(number));
+    arguments.map(|(_, register)| register).chain(FRAME).collect()
 }
 
 /// The best site in the function that starts at `offset`; `None` where there is no code.
@@ -89,6 +115,7 @@ pub fn choose(code: &Code, offset: u64, targets: &BTreeSet<u64>) -> Option<Site>
     let prologue = rest.get(..PROLOGUE_BYTES.min(rest.len()))?;
     let mut decoder = Decoder::with_ip(64, prologue, offset, DecoderOptions::NONE);
     let mut facts = InstructionInfoFactory::new();
+    let kept: Vec<Register> = ARGUMENTS.into_iter().chain(FRAME).collect();
     let mut first = None;
     while decoder.can_decode() {
         let instruction = decoder.decode();
@@ -112,7 +139,7 @@ pub fn choose(code: &Code, offset: u64, targets: &BTreeSet<u64>) -> Option<Site>
         if is_entry {
             first = Some(site(Choice::EntryStepped));
         }
-        if instruction.flow_control() != FlowControl::Next || changes_the_call(&mut facts, &instruction) {
+        if instruction.flow_control() != FlowControl::Next || changes(&mut facts, &instruction, &kept) {
             break;
         }
     }
@@ -129,11 +156,12 @@ fn is_emulated(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether the instruction changes what the programs read at a probe behind it: the registers of the first four
-/// arguments, the stack pointer, the frame pointer, or memory.
-fn changes_the_call(facts: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
-    const KEPT: [Register; 6] =
-        [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::RSP, Register::RBP];
+/// The first four arguments, and the stack and frame pointers: what the programs read at a probe.
+const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
+const FRAME: [Register; 2] = [Register::RSP, Register::RBP];
+
+/// Whether the instruction changes one of the registers `kept`, or memory.
+fn changes(facts: &mut InstructionInfoFactory, instruction: &Instruction, kept: &[Register]) -> bool {
     let writes = |access| {
         matches!(
             access,
@@ -144,7 +172,7 @@ fn changes_the_call(facts: &mut InstructionInfoFactory, instruction: &Instructio
     let changes_register = info
         .used_registers()
         .iter()
-        .any(|used| writes(used.access()) && KEPT.contains(&used.register().full_register()));
+        .any(|used| writes(used.access()) && kept.contains(&used.register().full_register()));
     changes_register || info.used_memory().iter().any(|used| writes(used.access()))
 }
 
@@ -207,6 +235,31 @@ mod tests {
         // A jump to the entry itself is a call like any other.
         let bytes = [0x48, 0x85, 0xff, 0x74, 0x00, 0xeb, 0xf9];
         assert_eq!(site(&bytes).choice, Choice::LaterEmulated);
+    }
+
+    #[test]
+    fn a_function_that_only_sets_other_arguments_leads_to_where_it_jumps() {
+        let leads_to =
+            |bytes: &[u8], shape| first_jump(&Code { offset: 0x1000, bytes: bytes.to_vec() }, 0x1000, shape);
+        // endbr64; jmp +0
+        assert_eq!(leads_to(&[0xf3, 0x0f, 0x1e, 0xfa, 0xeb, 0x00], Shape::ResizeCount), Some(0x1006));
+        // mov rdx, [rip]; jmp +0
+        let third = [0x48, 0x8b, 0x15, 0, 0, 0, 0, 0xeb, 0x00];
+        assert_eq!(leads_to(&third, Shape::Size), Some(0x1009));
+        assert_eq!(leads_to(&third, Shape::Free), Some(0x1009));
+        assert_eq!(leads_to(&third, Shape::OutAlignSize), None);
+        for before in [
+            &[0x48, 0x89, 0xf7][..],       // mov rdi, rsi
+            &[0x48, 0x83, 0xec, 0x08][..], // sub rsp, 8
+            &[0x53][..],                   // push rbx
+            &[0x48, 0x89, 0x3e][..],       // mov [rsi], rdi
+            &[0x74, 0x00][..],             // je +0
+            &[0xff, 0xd0][..],             // call rax
+            &[0x06][..],                   // none
+        ] {
+            assert_eq!(leads_to(&[before, &[0xeb, 0x00]].concat(), Shape::Size), None, "{before:x?}");
+        }
+        assert_eq!(leads_to(&[0x90], Shape::Size), None);
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! How the programs are built and started.
 
-use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Allocator, Combination, Language, Linkage};
-use crate::cache::{build, folder};
-use crate::compile::{Variant, c, cpp, source};
+use super::{Allocator, Combination, Language, Linkage, google, rust};
+use crate::cache::build;
+use crate::compile::{Variant, c, cpp};
 
 /// What an allocator lacks is a weak symbol in the guests, which has to stay undefined until the program is loaded.
 const UNDEFINED_WEAK: &str = "-Wl,-z,dynamic-undefined-weak";
@@ -28,6 +27,7 @@ impl Combination {
             Allocator::Jemalloc => "libjemalloc.so.2",
             Allocator::Tcmalloc => "libtcmalloc.so.4",
             Allocator::TcmallocMinimal => "libtcmalloc_minimal.so.4",
+            Allocator::GoogleTcmalloc => panic!("{}: there is no library to preload", self.name),
             Allocator::Mimalloc => "libmimalloc.so.2",
         })
     }
@@ -40,14 +40,17 @@ impl Combination {
                 (c(compiler, "allocators.c", Variant::NoFramePointers), "allocators")
             }
             Language::Cpp => (cpp("operators.cpp", Variant::NoFramePointers), "operators"),
-            Language::Rust => return rust_program(self.allocator),
+            Language::Rust => return rust::program(self.allocator),
         };
-        let step = step.output(name).flags(self.linkage.flags()).flags(self.libraries());
-        build(&[step]).join(name)
+        let mut step = step.output(name).flags(self.linkage.flags());
+        if self.allocator == Allocator::GoogleTcmalloc {
+            step = google::link(step);
+        }
+        build(&[step.flags(self.libraries())]).join(name)
     }
 
     fn libraries(self) -> &'static [&'static str] {
-        use Allocator::{Glibc, Jemalloc, Mimalloc, Musl, Tcmalloc, TcmallocMinimal};
+        use Allocator::{Glibc, GoogleTcmalloc, Jemalloc, Mimalloc, Musl, Tcmalloc, TcmallocMinimal};
         use Linkage::{Archive, Preload, Shared, Static, StaticPie};
         match (self.allocator, self.linkage) {
             (Glibc | Musl, _) | (_, Preload) => &[],
@@ -62,6 +65,7 @@ impl Combination {
             (TcmallocMinimal, Archive | Static | StaticPie) => {
                 &["-l:libtcmalloc_minimal.a", "-lstdc++", "-lm"]
             }
+            (GoogleTcmalloc, _) => &["-lstdc++", "-lm"],
             (Mimalloc, _) => &["-lmimalloc"],
         }
     }
@@ -75,23 +79,4 @@ impl Linkage {
             Self::StaticPie => &["-static-pie"],
         }
     }
-}
-
-/// A program of the crate in `guests/rust-allocators`. Cargo knows what has changed, and locks the folder while it builds.
-fn rust_program(allocator: Allocator) -> PathBuf {
-    let name = match allocator {
-        Allocator::Glibc => "rust-system",
-        Allocator::Jemalloc => "rust-jemalloc",
-        Allocator::Mimalloc => "rust-mimalloc",
-        Allocator::Musl | Allocator::Tcmalloc | Allocator::TcmallocMinimal => {
-            panic!("no Rust guest has {}", allocator.label())
-        }
-    };
-    let target = folder().join("rust-allocators");
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--locked", "--release", "--manifest-path"]);
-    cargo.arg(source("rust-allocators/Cargo.toml")).arg("--target-dir").arg(&target);
-    let output = cargo.output().unwrap_or_else(|err| panic!("cannot run cargo: {err}"));
-    assert!(output.status.success(), "{cargo:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    target.join("release").join(name)
 }

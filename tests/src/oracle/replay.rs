@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use profiler_common::unwind::{ReadMemory, Regs, WalkEnd, step};
+use profiler_common::unwind::{ReadMemory, Regs, Row, WalkEnd, step};
 use profiler_user::source::uprobe::capture::CapturedStack;
 use profiler_user::target::maps::{AddressSpace, Content, Module, Range};
 use profiler_user::target::rows::RowSource;
@@ -48,7 +48,8 @@ impl Replay {
         let mut regs = Regs { pc: stack.pc, sp: stack.sp, fp: stack.fp };
         let mut pcs = vec![stack.pc];
         let end = loop {
-            let row = self.rows.row(regs.pc, &mut self.space);
+            let made = stack.rows.get(&regs.pc).map(|row| Row::from_raw(*row));
+            let row = made.unwrap_or_else(|| self.rows.row(regs.pc, &mut self.space));
             match step(row, &regs, &memory) {
                 Ok(_) if pcs.len() == stack.pcs.len() && stack.end != "whole" => break WalkEnd::Cut,
                 Ok(caller) => regs = caller,

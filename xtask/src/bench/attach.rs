@@ -3,16 +3,14 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result};
 
-use super::memory::{kernel_maps_mb, peak_mb, shared_mb};
+use super::memory::{kernel_maps_mb, shared_mb};
+use super::running::{Recording, Running};
 use super::spread::Spread;
 use super::{compile, folder, heaptap};
 use crate::packages::{self, JAVA, LLVM};
@@ -37,11 +35,7 @@ pub(super) fn run() -> Result<()> {
         Target {
             name: "a JVM".to_owned(),
             // So that what it compiles can be walked through.
-            command: vec![
-                "/usr/bin/java".into(),
-                "-XX:+PreserveFramePointer".into(),
-                root()?.join("xtask/src/bench/guests/Deflate.java").into(),
-            ],
+            command: vec!["/usr/bin/java".into(), root()?.join("xtask/src/bench/guests/Deflate.java").into()],
         },
     ];
     println!("median (least to most) of {ROUNDS} rounds\n");
@@ -104,108 +98,18 @@ impl Target {
     fn measure(&self, heaptap: &Path, profile: &Path) -> Result<Round> {
         let mut running = Running::start(&self.command)?;
         let began = Instant::now();
-        let mut recording = Recording::start(heaptap, running.child.id(), profile)?;
+        let mut recording = Recording::start(heaptap, running.pid(), profile)?;
         recording.wait_for(": recording ")?;
         let attached_s = began.elapsed().as_secs_f64();
         let works = Instant::now();
-        running.work()?;
+        running.work("work")?;
         let worked_s = works.elapsed().as_secs_f64();
-        let (shared_mb, kernel_mb) =
-            (shared_mb(recording.child.id())?, kernel_maps_mb(recording.child.id())?);
-        let (written_s, peak_mb) = recording.finish(began, worked_s)?;
-        let memory_mb = peak_mb - shared_mb;
-        Ok(Round { attached_s, written_s, whole_percent: recording.whole_percent, memory_mb, kernel_mb })
-    }
-}
-
-/// The target, which ends when this does.
-struct Running {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Running {
-    fn start(command: &[OsString]) -> Result<Self> {
-        let [program, arguments @ ..] = command else { bail!("no program") };
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let input = child.stdin.take().context("stdin is piped")?;
-        let output = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
-        let mut running = Self { child, input, output };
-        running.expect("ready")?;
-        Ok(running)
-    }
-
-    fn work(&mut self) -> Result<()> {
-        self.input.write_all(b"work\n").context("the target does not listen")?;
-        self.expect("done")
-    }
-
-    fn expect(&mut self, word: &str) -> Result<()> {
-        let line = self.output.next().context("the target has ended")??;
-        ensure!(line == word, "the target says `{line}` instead of `{word}`");
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Fails for one that has ended, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// heaptap, attached.
-struct Recording {
-    child: Child,
-    said: Lines<BufReader<ChildStderr>>,
-    /// It says so when not all are.
-    whole_percent: f64,
-}
-
-impl Recording {
-    fn start(heaptap: &Path, pid: u32, profile: &Path) -> Result<Self> {
-        let mut child = Command::new(heaptap)
-            .args(["record", "--force", "--pid", &pid.to_string(), "--output"])
-            .arg(profile)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", heaptap.display()))?;
-        let said = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();
-        Ok(Self { child, said, whole_percent: 100.0 })
-    }
-
-    /// Waits until heaptap says something.
-    fn wait_for(&mut self, text: &str) -> Result<()> {
-        loop {
-            let line = self.said.next().with_context(|| format!("heaptap has not said `{text}`"))??;
-            if let Some((share, _)) = line.split_once(" % of ") {
-                let share = share.rsplit(' ').next().unwrap_or_default();
-                self.whole_percent = share.parse().with_context(|| format!("no number in: {line}"))?;
-            }
-            if line.contains(text) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Ends the recording; gives when its profile was written, and the most memory that heaptap has had.
-    fn finish(&mut self, began: Instant, worked_s: f64) -> Result<(f64, f64)> {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        kill(pid, Signal::SIGINT).context("heaptap does not run")?;
-        self.wait_for(": wrote ")?;
+        let (shared_mb, kernel_mb) = (shared_mb(recording.pid())?, kernel_maps_mb(recording.pid())?);
+        recording.interrupt()?;
+        recording.wait_for(": wrote ")?;
         let written_s = began.elapsed().as_secs_f64() - worked_s;
-        let peak_mb = peak_mb(self.child.id())?;
-        // It takes the probes out before it ends.
-        let status = self.child.wait()?;
-        ensure!(status.success(), "heaptap ended with {status}");
-        Ok((written_s, peak_mb))
+        let whole_percent = recording.whole_percent;
+        let memory_mb = recording.wait()? - shared_mb;
+        Ok(Round { attached_s, written_s, whole_percent, memory_mb, kernel_mb })
     }
 }

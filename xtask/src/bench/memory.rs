@@ -6,19 +6,27 @@ use anyhow::{Context, Result};
 
 const MB: f64 = 1e6;
 
-/// The most memory that a process has had, in MB.
-pub(super) fn peak_mb(pid: u32) -> Result<f64> {
-    let peak = field_kb(&read(pid, "status")?, "VmHWM:").context("no peak in the status")?;
-    Ok(peak * 1024.0 / MB)
-}
-
 /// What a process has of the kernel's maps, in MB: it is not its own.
 pub(super) fn shared_mb(pid: u32) -> Result<f64> {
     Ok(shared_kb(&read(pid, "smaps")?) * 1024.0 / MB)
 }
 
+/// The most memory that a process has had, in MB.
+pub(super) fn peak_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "VmHWM:")
+}
+
+/// The memory that a process has, in MB.
+pub(super) fn resident_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "VmRSS:")
+}
+
+fn status_mb(pid: u32, name: &str) -> Result<f64> {
+    Ok(field_kb(&read(pid, "status")?, name).context("the process has ended")? * 1024.0 / MB)
+}
+
 fn read(pid: u32, name: &str) -> Result<String> {
-    fs::read_to_string(format!("/proc/{pid}/{name}")).context("heaptap has ended")
+    fs::read_to_string(format!("/proc/{pid}/{name}")).context("the process has ended")
 }
 
 /// The memory of the maps that a process holds, in MB.

@@ -4,12 +4,11 @@
 //! Both are recorded in the same way and counted in the same way; only the walk differs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::pair::{alone_ns, arguments, pair_ns};
 use super::spread::Spread;
 use super::{FramePointers, compile_pair, folder};
 use crate::ebpf;
@@ -21,6 +20,9 @@ const FRAMES: [u32; 4] = [1, 10, 30, 60];
 
 /// Half a second to a second.
 const PAIRS: u64 = 100_000;
+
+/// Some two tenths of a second.
+const PAIRS_ALONE: u64 = 20_000_000;
 
 /// Runs the command.
 pub(super) fn run() -> Result<()> {
@@ -98,7 +100,7 @@ impl Case {
         // In turn, so that a slow moment of the machine meets all.
         for round in 1..=ROUNDS {
             eprint!("\r{frames} frames, round {round} of {ROUNDS} ");
-            alone.push(alone_ns(&ours.guest, 1, frames)?);
+            alone.push(alone_ns(&ours.guest, frames)?);
             case.ours.run(ours, frames)?;
             case.theirs.run(theirs, frames)?;
         }
@@ -127,8 +129,24 @@ impl Way {
     fn record(&self, frames: u32, options: &[&str]) -> Result<String> {
         let mut recorder = Command::new(&self.recorder);
         recorder.args(options).arg(&self.object).arg(&self.guest);
-        output(recorder.args(arguments(1, frames, PAIRS)))
+        output(recorder.args(arguments(frames, PAIRS)))
     }
+}
+
+/// What a pair takes while nobody records.
+fn alone_ns(guest: &Path, frames: u32) -> Result<f64> {
+    pair_ns(&output(Command::new(guest).args(arguments(frames, PAIRS_ALONE)))?)
+}
+
+/// The arguments of the guest, for one thread.
+fn arguments(frames: u32, pairs: u64) -> [String; 3] {
+    ["1".to_owned(), frames.to_string(), pairs.to_string()]
+}
+
+/// The guest's own measure, its first line; the recorder's report may follow.
+fn pair_ns(said: &str) -> Result<f64> {
+    let line = said.lines().next().context("the guest printed nothing")?;
+    line.parse().with_context(|| format!("the guest printed `{line}`, which is no number"))
 }
 
 /// The number on the line that begins with a word.

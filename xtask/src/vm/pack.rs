@@ -10,14 +10,18 @@ use serde::Deserialize;
 use super::initramfs::Archive;
 use crate::workspace::{cargo, output, root, run, target_dir};
 
-/// Programs of this machine that tests run, with the libraries that they need.
-const PROGRAMS: [&str; 7] = [
+/// Programs of this machine that tests run, and a library that one of their guests loads, with the libraries that they
+/// need.
+const PROGRAMS: [&str; 10] = [
     "/usr/bin/setarch",
     "/bin/sh",
     "/bin/cat",
+    "/bin/true",
     "/usr/bin/sqlite3",
     "/usr/bin/redis-server",
+    "/usr/bin/redis-benchmark",
     "/usr/sbin/nginx",
+    "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2",
     PYTHON,
 ];
 

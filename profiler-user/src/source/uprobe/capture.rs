@@ -3,7 +3,7 @@
 //! The file is gzip-compressed JSON, one [`Line`] a line. It holds what the target had on its stacks.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -76,6 +76,10 @@ pub struct CapturedStack {
     pub end: String,
     /// The stack's memory from `sp` on, in words of eight bytes; `None` (null) for what could not be read.
     pub memory: Vec<Option<u64>>,
+    /// The rows of those program counters that are in no file, as numbers: where their code was made at run time, who made it said
+    /// how to walk through it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rows: BTreeMap<u64, u64>,
 }
 
 /// A walk that is over.
@@ -88,6 +92,8 @@ pub(super) struct Walked<'walk> {
     pub(super) end: WalkEnd,
     /// The memory from `regs.sp` on, as far as it matters.
     pub(super) memory: Vec<Option<u64>>,
+    /// The rows of what is in no file.
+    pub(super) rows: BTreeMap<u64, u64>,
 }
 
 /// Stacks that may wait to be written. What is behind it waits in memory.
@@ -149,6 +155,7 @@ impl Capture {
             ranges,
             end: walked.end.text().to_owned(),
             memory: walked.memory,
+            rows: walked.rows,
         }));
     }
 
@@ -217,6 +224,7 @@ mod tests {
             pcs: &pcs,
             end: WalkEnd::Whole,
             memory: vec![Some(1), None],
+            rows: BTreeMap::from([(5, 6)]),
         };
         let mut capture = Capture::create(&path, false).unwrap();
         capture.keep(walked(), &space);
@@ -229,6 +237,7 @@ mod tests {
         assert_eq!(range.name, std::env::current_exe().unwrap().to_string_lossy());
         assert_eq!((&first.pcs[..], &first.ranges[..]), (&[here, 5][..], &[Some(range.id), None][..]));
         assert_eq!((&first.memory[..], first.end.as_str()), (&[Some(1), None][..], "whole"));
+        assert_eq!(first.rows, BTreeMap::from([(5, 6)]));
         assert_eq!(*second, Line::Stack(first.clone()));
         let error = Capture::create(&path, false).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists);

@@ -1,6 +1,7 @@
 //! Draining the ring buffers, promptly and by a thread of its own.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -11,39 +12,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    process::setpriority_process,
-};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{
     capture::CaptureError,
     kernel::Rings,
     learn::Learner,
-    pace::Pace,
     records::{Record, decode},
     stacks::StackTable,
+    urgency::Urgency,
+    watched::{Notice, Watched},
 };
 
-/// Something that happened to the target as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// It replaced its program; counting has stopped.
-    Exec,
-    /// Its loader has mapped something, which may have an allocator.
-    CodeAdded,
-    /// Its first thread has ended; others may go on.
-    LeaderExit {
-        /// When this was learned.
-        seen: Instant,
-    },
+type Work = Box<dyn FnOnce(&mut Learner, &mut StackTable) + Send>;
+
+/// What is wanted of the thread.
+enum Question {
+    /// An answer about the stacks of a process that were seen so far, or something to be done.
+    Of(u32, Work),
+    /// That it forgets a process.
+    Forget(u32),
 }
 
-/// A question about the stacks seen so far, or an order.
-type Question = Box<dyn FnOnce(&mut Learner, &mut StackTable) + Send>;
-
 /// What a thread that has ended leaves.
-type Left = (StackTable, Result<(), CaptureError>);
+type Left = (HashMap<u32, StackTable>, Result<(), CaptureError>);
 
 /// The thread that drains. Stopped, and its buffers read to their end, by [`Drain::finish`] or by dropping it.
 pub(super) struct Drain {
@@ -54,31 +46,27 @@ pub(super) struct Drain {
 
 enum State {
     Running(Sender<Question>, JoinHandle<Left>),
-    Ended(Box<StackTable>),
+    Ended(HashMap<u32, StackTable>),
     Failed,
 }
 
 impl Drain {
-    /// Starts to drain for the process `pid`; notices are handed to `on_notice`.
+    /// Starts to drain for the process `pid`, and for those that the kernel side adds; notices are handed to `on_notice`, each
+    /// with the process that it is about.
     pub(super) fn start(
         rings: Rings,
         pid: u32,
         learner: Learner,
         stacks: StackTable,
-        on_notice: impl FnMut(Notice) + Send + 'static,
+        on_notice: impl FnMut(u32, Notice) + Send + 'static,
     ) -> io::Result<Self> {
-        let knows_trampoline = stacks.space.trampoline().is_some();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (ask, questions) = channel();
         let mut worker = Worker {
             rings,
-            pid,
-            learner,
+            watched: HashMap::from([(pid, Watched::new(pid, learner, stacks))]),
+            first: pid,
             last_miss: Instant::now(),
-            review: Pace::new(REVIEW),
-            search: Pace::new(SEARCH),
-            knows_trampoline,
-            stacks,
             on_notice,
             wake: Arc::clone(&wake),
             questions,
@@ -88,17 +76,20 @@ impl Drain {
         };
         let thread = std::thread::Builder::new().name("heaptap-drain".to_owned()).spawn(move || {
             worker.run();
-            (worker.stacks, worker.learner.finish_capture())
+            let first = worker.watched.get_mut(&pid);
+            let captured = first.map_or(Ok(()), |first| first.learner.finish_capture());
+            (worker.watched.into_iter().map(|(pid, watched)| (pid, watched.stacks)).collect(), captured)
         })?;
         Ok(Self { wake, state: Mutex::new(State::Running(ask, thread)) })
     }
 
-    /// The answer to a question about the stacks seen so far, of which none is missing that was sent before; `None` where
-    /// the thread has failed.
+    /// The answer to a question about the stacks of a process seen so far, of which none is missing that was sent before; `None`
+    /// where the thread has failed.
     ///
     /// The thread itself answers: nobody who waits for a processor may keep it from its work by a lock.
     pub(super) fn ask<T: Send + 'static>(
         &self,
+        pid: u32,
         question: impl FnOnce(&StackTable) -> T + Send + 'static,
     ) -> Option<T> {
         match &*lock(&self.state) {
@@ -107,20 +98,29 @@ impl Drain {
                 // Failing means that nobody waits for the answer.
                 let question =
                     move |_: &mut Learner, stacks: &mut StackTable| drop(answer.send(question(stacks)));
-                ask.send(Box::new(question)).ok()?;
+                ask.send(Question::Of(pid, Box::new(question))).ok()?;
                 self.wake();
                 answered.recv().ok()
             }
-            State::Ended(stacks) => Some(question(stacks)),
+            State::Ended(stacks) => stacks.get(&pid).map(question),
             State::Failed => None,
         }
     }
 
     /// Has the thread do something with what it learns by. Does nothing where it has ended.
-    pub(super) fn tell(&self, order: impl FnOnce(&mut Learner, &mut StackTable) + Send + 'static) {
+    pub(super) fn tell(&self, pid: u32, order: impl FnOnce(&mut Learner, &mut StackTable) + Send + 'static) {
+        self.send(Question::Of(pid, Box::new(order)));
+    }
+
+    /// Has the thread forget a process, which has ended. Does nothing where the thread has.
+    pub(super) fn forget(&self, pid: u32) {
+        self.send(Question::Forget(pid));
+    }
+
+    fn send(&self, question: Question) {
         if let State::Running(ask, _) = &*lock(&self.state) {
             // Failing means that it has failed, which others will say.
-            let _ = ask.send(Box::new(order));
+            let _ = ask.send(question);
             self.wake();
         }
     }
@@ -141,7 +141,7 @@ impl Drain {
             tracing::error!("the drain thread failed: stacks are missing");
             return Ok(());
         };
-        *state = State::Ended(Box::new(stacks));
+        *state = State::Ended(stacks);
         captured
     }
 
@@ -163,11 +163,8 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long to wait before looking for the page of hijacked return addresses again.
-const SEARCH: Duration = Duration::from_millis(10);
-
-/// How long to wait before looking whether code is there still, of which only the loader says when it goes.
-const REVIEW: Duration = Duration::from_secs(1);
+/// How long to wait where nobody is watched.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// How long after something new to expect more of it.
 const ALERT: Duration = Duration::from_secs(2);
@@ -183,17 +180,12 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 struct Worker<F> {
     rings: Rings,
-    pid: u32,
-    learner: Learner,
+    /// The processes, by their PIDs.
+    watched: HashMap<u32, Watched>,
+    /// The first of them.
+    first: u32,
     /// When there last was something to learn, or we began.
     last_miss: Instant,
-    /// When to look whether code is there still.
-    review: Pace,
-    /// When to look for the page of hijacked return addresses.
-    search: Pace,
-    /// Whether the kernel side was told where hijacked return addresses point.
-    knows_trampoline: bool,
-    stacks: StackTable,
     on_notice: F,
     wake: Arc<OwnedFd>,
     questions: Receiver<Question>,
@@ -205,13 +197,11 @@ struct Worker<F> {
     is_held_up: bool,
 }
 
-impl<F: FnMut(Notice)> Worker<F> {
+impl<F: FnMut(u32, Notice)> Worker<F> {
     fn run(&mut self) {
-        // Until the kernel has learned to walk a stack, each allocation costs the target more than later ones.
-        if let Err(error) = setpriority_process(None, -20) {
-            tracing::debug!(%error, "draining at ordinary priority");
-        }
+        let mut urgency = Urgency::new();
         loop {
+            urgency.set(self.is_alert());
             match self.wait() {
                 Ok(()) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -229,63 +219,97 @@ impl<F: FnMut(Notice)> Worker<F> {
                 }
             };
             // Code may be unmapped by others than the loader, who say nothing.
-            if self.review.rest().is_zero() {
-                self.review.look(|| self.learner.review(&mut self.stacks));
-            }
-            while let Some(record) = self.rings.events.next() {
-                let stacks = &mut self.stacks;
-                match decode(&record) {
-                    Some(Record::Stack { hash, pcs, end }) => stacks.insert(self.pid, hash, pcs, end),
-                    Some(Record::Miss(miss)) => {
-                        // It may be of code that has come in the place of other code.
-                        if self.review.allows() {
-                            self.review.look(|| self.learner.review(stacks));
-                        }
-                        self.learner.learn(&miss, stacks);
-                        self.last_miss = Instant::now();
-                    }
-                    Some(Record::Chunk { stack, copy, is_last }) => {
-                        self.learner.extend(stack, copy, is_last, stacks);
-                    }
-                    Some(Record::CodeAdded) => {
-                        self.learner.look_around(stacks);
-                        (self.on_notice)(Notice::CodeAdded);
-                    }
-                    Some(Record::CodeChange) => self.learner.forget(stacks),
-                    Some(Record::Notice(notice)) => (self.on_notice)(notice),
-                    None => tracing::warn!(bytes = record.len(), "record of an unknown kind"),
+            let mut reviewed = Vec::new();
+            for (&pid, watched) in &mut self.watched {
+                if watched.review() {
+                    reviewed.push(pid);
                 }
             }
+            self.read();
+            while self.tidy() && !self.has_records() {}
             self.is_held_up = self.has_records();
+            if !self.is_held_up {
+                for pid in reviewed {
+                    if let Some(notice) = self.watched.get_mut(&pid).and_then(Watched::catch_up) {
+                        (self.on_notice)(pid, notice);
+                    }
+                }
+            }
             let is_late = self.is_late(is_over || !self.asked.is_empty());
             let is_over = is_over && (is_late || !self.is_held_up);
             let patience = if is_over { Duration::ZERO } else { PATIENCE };
-            self.learner.give_up(patience, &mut self.stacks);
-            if is_late || !(self.is_held_up || self.learner.is_waiting()) {
-                self.asked.drain(..).for_each(|question| question(&mut self.learner, &mut self.stacks));
+            for Watched { learner, stacks, .. } in self.watched.values_mut() {
+                learner.give_up(patience, stacks);
+            }
+            if is_late || !(self.is_held_up || self.is_waiting()) {
+                for question in std::mem::take(&mut self.asked) {
+                    self.answer(question);
+                }
             }
             if let Some(log) = &mut self.rings.log {
                 log.flush();
             }
-            if !self.knows_trampoline && self.search.rest().is_zero() {
-                self.look_for_trampoline();
-            }
+            self.watched.values_mut().for_each(Watched::look_for_trampoline);
             if is_over {
                 return;
             }
         }
     }
 
-    /// Finds the page of hijacked return addresses, which is mapped with the first of them, and tells the kernel side.
-    fn look_for_trampoline(&mut self) {
-        let space = &mut self.stacks.space;
-        let mut is_there = false;
-        self.search.look(|| is_there = space.refresh(self.pid).is_ok());
-        // A process that has ended needs it no longer.
-        if is_there && let Some(trampoline) = space.trampoline() {
-            self.learner.teach_trampoline(trampoline);
-            self.knows_trampoline = true;
+    /// Takes in every record that there is.
+    fn read(&mut self) {
+        while let Some(record) = self.rings.events.next() {
+            let Some((pid, record)) = decode(&record) else {
+                tracing::warn!(bytes = record.len(), "record of an unknown kind");
+                continue;
+            };
+            if let Record::Miss(_) = record {
+                self.last_miss = Instant::now();
+            }
+            if let Record::Fork(forked) = &record {
+                // One that has ended meanwhile may have been forgotten.
+                let parent = self.watched.get(&forked.parent).or_else(|| self.watched.get(&self.first));
+                if let Some(child) = parent.map(|parent| parent.child(forked)) {
+                    self.watched.insert(pid, child);
+                }
+            }
+            if let Some(notice) = self.watched.get_mut(&pid).and_then(|watched| watched.take(record)) {
+                (self.on_notice)(pid, notice);
+            }
         }
+    }
+
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Of(pid, question) => {
+                if let Some(Watched { learner, stacks, .. }) = self.watched.get_mut(&pid) {
+                    question(learner, stacks);
+                }
+            }
+            Question::Forget(pid) => {
+                if let Some(Watched { mut learner, mut stacks, .. }) = self.watched.remove(&pid) {
+                    learner.leave(&mut stacks);
+                }
+            }
+        }
+    }
+
+    /// Does a part of what can wait; false where there is nothing more to do.
+    fn tidy(&mut self) -> bool {
+        let mut is_more = false;
+        for watched in self.watched.values_mut() {
+            is_more |= watched.tidy();
+        }
+        is_more
+    }
+
+    /// Whether more to learn is expected.
+    fn is_alert(&self) -> bool {
+        self.last_miss.elapsed() < ALERT
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.watched.values().any(|watched| watched.learner.is_waiting())
     }
 
     /// Whether the ring buffer has a record, be it one that is still being written.
@@ -301,6 +325,11 @@ impl<F: FnMut(Notice)> Worker<F> {
         is_waited_for && self.waited_for_since.is_none()
     }
 
+    /// How long all of them can be left alone.
+    fn rest(&self) -> Duration {
+        self.watched.values().map(Watched::rest).min().unwrap_or(IDLE)
+    }
+
     /// Waits for a record or a question.
     fn wait(&self) -> rustix::io::Result<()> {
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
@@ -313,12 +342,8 @@ impl<F: FnMut(Notice)> Worker<F> {
         }
         // The kernel wakes us with its next clock tick, in which a busy program allocates a thousand times. While there is
         // something to learn, we look ourselves.
-        let is_alert = self.is_held_up || self.last_miss.elapsed() < ALERT;
-        let mut timeout = if is_alert { LOOK_SOON } else { self.review.rest() };
-        if !self.knows_trampoline {
-            timeout = timeout.min(self.search.rest());
-        }
-        if self.learner.is_waiting() {
+        let mut timeout = if self.is_held_up || self.is_alert() { LOOK_SOON } else { self.rest() };
+        if self.is_waiting() {
             timeout = timeout.min(PATIENCE);
         }
         poll(&mut fds, Timespec::try_from(timeout).ok().as_ref())?;

@@ -1,11 +1,16 @@
 //! Loading the kernel programs and reaching their maps.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, RingBuf},
-    programs::{Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun, UProbe},
+    programs::{
+        ProbeKind, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun, TracePoint, UProbe,
+    },
 };
 use aya_log::EbpfLogger;
 use profiler_common::{
@@ -15,6 +20,8 @@ use profiler_common::{
     target::Target,
     unwind::{CachedRow, Row},
 };
+
+use super::{sampling::Sampling, tracefs};
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -47,10 +54,45 @@ pub enum KernelError {
         /// What it lacks.
         name: &'static str,
     },
+    /// The kernel's tracepoint of new threads is not as it was.
+    #[error("the tracepoint task:task_newtask cannot be used: {reason}")]
+    Newtask {
+        /// Why.
+        reason: String,
+    },
     /// Kernel-side diagnostics cannot be read.
     #[error("cannot read the kernel side's diagnostics")]
     Log(#[source] Box<aya_log::Error>),
 }
+
+/// The programs that are attached to functions.
+const UPROBES: [&str; 8] = [
+    "alloc_enter",
+    "alloc_return",
+    "alloc_ret",
+    "free_enter",
+    "loss_enter",
+    "map_enter",
+    "unmap_enter",
+    "loader_change",
+];
+
+/// That of them which is attached to returns.
+pub(super) const RETURNS: &str = "alloc_return";
+
+/// That of them which is attached to `ret` instructions, which are single-stepped.
+pub(super) const STEPPED: &str = "alloc_ret";
+
+/// The program that is attached to new threads.
+const NEWTASK: &str = "process_fork";
+
+/// The programs that are attached to the ends of all threads and programs.
+const LIFECYCLE: [(&str, &str); 2] =
+    [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
+
+/// Those that are attached as well where children are followed.
+const CHILDREN: [(&str, &str); 2] =
+    [("child_exit", "sched_process_exit"), ("child_exec", "sched_process_exec")];
 
 /// How much the kernel side may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +131,13 @@ impl Default for Capacities {
 
 /// The loaded programs and their maps. Dropping it, and what it came with, takes everything out of the kernel.
 pub(super) struct Kernel {
-    programs: Arc<Mutex<Ebpf>>,
+    programs: Mutex<Ebpf>,
+    sweep: RawTracePoint,
+    follows_children: bool,
     pub(super) counters: HashMap<MapData, u32, Counters>,
     pub(super) totals: HashMap<MapData, TotalsKey, Totals>,
+    pub(super) overflows: HashMap<MapData, TotalsKey, Totals>,
+    pub(super) sampling: Sampling,
 }
 
 /// The map that says which processes are watched.
@@ -100,15 +146,31 @@ pub(super) struct Targets(HashMap<MapData, u32, Target>);
 impl Targets {
     /// Begins to watch a process, of whose stacks `depth` frames are kept; with `is_witnessed` each new one is sent with
     /// the memory that it was walked in.
-    pub(super) fn insert(&mut self, pid: u32, depth: u32, is_witnessed: bool) -> Result<(), KernelError> {
-        let target = Target { depth, is_witnessed: is_witnessed.into(), ..Target::default() };
+    ///
+    /// With `follows` the kernel side adds its children.
+    pub(super) fn insert(
+        &mut self,
+        pid: u32,
+        depth: u32,
+        is_witnessed: bool,
+        follows: bool,
+    ) -> Result<(), KernelError> {
+        let target =
+            Target { depth, is_witnessed: is_witnessed.into(), follows: follows.into(), ..Target::default() };
         self.0.insert(pid, target, 0).map_err(map_refused("TARGETS"))
     }
 
-    /// Watches a process no longer.
-    pub(super) fn remove(&mut self, pid: u32) {
-        // Failing means that the process replaced its program, upon which the kernel side took it out.
+    /// How often a process has replaced its program; `None` where it is not watched.
+    pub(super) fn image(&self, pid: u32) -> Option<u32> {
+        self.0.get(&pid, 0).ok().map(|target| target.image)
+    }
+
+    /// Watches a process no longer; gives how often it has replaced its program, if it was watched.
+    pub(super) fn remove(&mut self, pid: u32) -> Option<u32> {
+        let image = self.image(pid);
+        // Failing means that it is not watched.
         let _ = self.0.remove(&pid);
+        image
     }
 }
 
@@ -117,8 +179,11 @@ pub(super) struct Teaching {
     rows: HashMap<MapData, RowKey, u64>,
     cache: Array<MapData, CachedRow>,
     trampolines: HashMap<MapData, u32, u64>,
-    programs: Arc<Mutex<Ebpf>>,
+    code_gone: RawTracePoint,
 }
+
+/// The same, for all who teach.
+pub(super) type SharedTeaching = Arc<Mutex<Teaching>>;
 
 impl Teaching {
     /// Teaches a row. One that cannot be kept is missed and taught again.
@@ -138,18 +203,15 @@ impl Teaching {
         let _ = self.rows.remove(&RowKey { pc, tgid: pid, epoch });
     }
 
+    /// Forgets where hijacked return addresses point: the process has ended.
+    pub(super) fn remove_trampoline(&mut self, pid: u32) {
+        // Failing means that it was never known.
+        let _ = self.trampolines.remove(&pid);
+    }
+
     /// Begins a new epoch: code has gone.
     pub(super) fn raise_epoch(&mut self, pid: u32) -> Result<(), KernelError> {
-        const NAME: &str = "code_gone";
-        let mut programs = lock(&self.programs);
-        let program: &mut RawTracePoint = program(&mut programs, NAME)?;
-        let mut arguments = [0; 12];
-        if let Some(first) = arguments.first_mut() {
-            *first = pid.into();
-        }
-        let options = RawTracePointRunOptions { args: arguments, cpu: None };
-        program.test_run(options).map_err(|source| refused(NAME, source))?;
-        Ok(())
+        run(&self.code_gone, "code_gone", pid)
     }
 
     /// Tells where the page of hijacked return addresses is.
@@ -167,30 +229,44 @@ pub(super) struct Rings {
 }
 
 impl Kernel {
-    /// Loads the programs of an ELF file; nothing fires yet. `diagnostics` lets them write a log.
+    /// Loads the programs of an ELF file; nothing fires yet. `diagnostics` lets them write a log, and with `follows_children`
+    /// those are loaded that do so.
     pub(super) fn load(
         object: &[u8],
         capacities: &Capacities,
         diagnostics: bool,
+        follows_children: bool,
     ) -> Result<(Self, Targets, Teaching, Rings), KernelError> {
         // The programs' log statements are behind a constant that the kernel removes them by.
         let level = if diagnostics { log::Level::Debug as u8 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let newtask = if follows_children { Newtask::of_this_kernel()? } else { Newtask::default() };
+        let mut loader = EbpfLoader::new();
+        if follows_children {
+            loader.override_global("NEWTASK_PID_OFFSET", &newtask.pid_offset, true).override_global(
+                "NEWTASK_FLAGS_OFFSET",
+                &newtask.flags_offset,
+                true,
+            );
+        }
+        let mut ebpf = loader
             .map_max_entries("LIVE", capacities.live_blocks)
-            // One more, for what has no entry of its own.
-            .map_max_entries("TOTALS", capacities.totals.saturating_add(1))
+            .map_max_entries("TOTALS", capacities.totals)
             .map_max_entries("EVENTS", capacities.ring_bytes)
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
-        for name in ["alloc_enter", "alloc_return", "alloc_ret", "free_enter", "loss_enter", "loader_change"]
-        {
+        for name in UPROBES {
             let program: &mut UProbe = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
         }
-        for name in ["thread_exit", "process_exec", "code_gone"] {
+        let lifecycle = LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| follows_children));
+        for name in ["code_gone", "sweep"].into_iter().chain(lifecycle.map(|(name, _)| *name)) {
             let program: &mut RawTracePoint = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
+        }
+        if follows_children {
+            let program: &mut TracePoint = program(&mut ebpf, NEWTASK)?;
+            program.load().map_err(|source| refused(NEWTASK, source))?;
         }
         let log = if diagnostics {
             Some(EbpfLogger::init(&mut ebpf).map_err(|source| KernelError::Log(Box::new(source)))?)
@@ -202,14 +278,95 @@ impl Kernel {
         let (rows, cache) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "ROW_CACHE")?);
         let trampolines = map(&mut ebpf, "TRAMPOLINES")?;
         let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
-        let programs = Arc::new(Mutex::new(ebpf));
-        let teaching = Teaching { rows, cache, trampolines, programs: Arc::clone(&programs) };
-        Ok((Self { programs, counters, totals }, targets, teaching, rings))
+        let overflows = map(&mut ebpf, "OVERFLOWS")?;
+        let sampling = Sampling::new(map(&mut ebpf, "RATE")?, map(&mut ebpf, "THRESHOLDS")?);
+        // To be run while others are being attached, which takes long.
+        let mut handle = |name: &'static str| {
+            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
+            let info = program.info().map_err(|source| refused(name, source))?;
+            RawTracePoint::from_program_info(info, Cow::Borrowed(name))
+                .map_err(|source| refused(name, source))
+        };
+        let [code_gone, sweep] = ["code_gone", "sweep"].map(&mut handle);
+        let teaching = Teaching { rows, cache, trampolines, code_gone: code_gone? };
+        let kernel = Self {
+            programs: Mutex::new(ebpf),
+            sweep: sweep?,
+            follows_children,
+            counters,
+            totals,
+            overflows,
+            sampling,
+        };
+        Ok((kernel, targets, teaching, rings))
+    }
+
+    /// Attaches to the ends of threads and to programs being replaced, and to new processes where children are followed; of
+    /// every process: the programs pick.
+    pub(super) fn attach_lifecycle(&self) -> Result<(), KernelError> {
+        let mut programs = self.programs();
+        // In this order: a process that is watched from its exec on has not replaced a program that was watched.
+        for (name, tracepoint) in LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| self.follows_children)) {
+            let program: &mut RawTracePoint = program(&mut programs.0, name)?;
+            program.attach(tracepoint).map_err(|source| refused(name, source))?;
+        }
+        if self.follows_children {
+            let program: &mut TracePoint = program(&mut programs.0, NEWTASK)?;
+            program.attach("task", "task_newtask").map_err(|source| refused(NEWTASK, source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for blocks by forgetting those of programs that were replaced and of processes that are no longer watched:
+    /// up to a fifth of a second of work for millions of them.
+    pub(super) fn sweep(&self) -> Result<(), KernelError> {
+        run(&self.sweep, "sweep", 0)
+    }
+
+    /// Further handles of the programs that are attached to functions: they have links of their own and need no lock.
+    pub(super) fn handles(&self) -> Result<Vec<(&'static str, UProbe)>, KernelError> {
+        let mut programs = self.programs();
+        let mut handle = |name| {
+            let info = programs.uprobe(name)?.info().map_err(|source| refused(name, source))?;
+            let kind = if name == RETURNS { ProbeKind::Return } else { ProbeKind::Entry };
+            // SAFETY: it is the info of a uprobe program, which was loaded as one of this kind.
+            let handle = unsafe { UProbe::from_program_info(info, Cow::Borrowed(name), kind) };
+            Ok((name, handle.map_err(|source| refused(name, source))?))
+        };
+        UPROBES.into_iter().map(&mut handle).collect()
     }
 
     /// The programs, for as long as they are needed.
     pub(super) fn programs(&self) -> Programs<'_> {
         Programs(lock(&self.programs))
+    }
+}
+
+/// Where the fields of the tracepoint of new threads lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Newtask {
+    pid_offset: u32,
+    flags_offset: u32,
+}
+
+impl Newtask {
+    fn of_this_kernel() -> Result<Self, KernelError> {
+        let format = tracefs::read("events/task/task_newtask/format");
+        let format = format.map_err(|error| KernelError::Newtask { reason: error.to_string() })?;
+        Self::parse(&format).ok_or_else(|| KernelError::Newtask { reason: format!("its format is {format}") })
+    }
+
+    /// Reads lines such as `field:pid_t pid; offset:8; size:4; signed:1;`.
+    fn parse(format: &str) -> Option<Self> {
+        let offset = |field: &str, size: &str| {
+            let line =
+                format.lines().find(|line| line.split(';').next().is_some_and(|of| of.ends_with(field)))?;
+            let mut values = line.split(';').filter_map(|value| value.trim().split_once(':'));
+            let of = |name| values.clone().find_map(|(key, value)| (key == name).then_some(value));
+            let found = of("offset").filter(|_| of("size") == Some(size))?.parse().ok();
+            values.next().and(found)
+        };
+        Some(Self { pid_offset: offset(" pid", "4")?, flags_offset: offset(" clone_flags", "8")? })
     }
 }
 
@@ -221,16 +378,22 @@ impl Programs<'_> {
     pub(super) fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
         program(&mut self.0, name)
     }
-
-    /// A raw tracepoint program.
-    pub(super) fn tracepoint(&mut self, name: &'static str) -> Result<&mut RawTracePoint, KernelError> {
-        program(&mut self.0, name)
-    }
 }
 
 /// The programs are whole between two calls, whatever happened to the thread that made the last one.
 fn lock(programs: &Mutex<Ebpf>) -> MutexGuard<'_, Ebpf> {
     programs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a program that no tracepoint runs, with a process as its argument.
+fn run(program: &RawTracePoint, name: &'static str, pid: u32) -> Result<(), KernelError> {
+    let mut arguments = [0; 12];
+    if let Some(first) = arguments.first_mut() {
+        *first = pid.into();
+    }
+    let options = RawTracePointRunOptions { args: arguments, cpu: None };
+    program.test_run(options).map_err(|source| refused(name, source))?;
+    Ok(())
 }
 
 /// The error for a map that refused something.
@@ -262,6 +425,16 @@ fn map<M: TryFrom<aya::maps::Map, Error = MapError>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fields_of_a_tracepoint_are_found_by_name_and_size() {
+        let format = "name: task_newtask\nID: 205\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\n\
+            \tfield:pid_t pid;\toffset:8;\tsize:4;\tsigned:1;\n\tfield:char comm[16];\toffset:12;\tsize:16;\tsigned:0;\n\
+            \tfield:unsigned long clone_flags;\toffset:32;\tsize:8;\tsigned:0;\n";
+        assert_eq!(Newtask::parse(format), Some(Newtask { pid_offset: 8, flags_offset: 32 }));
+        assert_eq!(Newtask::parse(&format.replace("size:8", "size:4")), None);
+        assert_eq!(Newtask::parse(""), None);
+    }
 
     #[test]
     fn room_for_live_blocks_grows_with_the_process_within_limits() {

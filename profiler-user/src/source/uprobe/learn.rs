@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,28 +11,42 @@ use profiler_common::unwind::{Frame, Regs, Row, WalkEnd};
 use super::{
     capture::{Capture, CaptureError, Walked},
     copy::StackCopy,
-    kernel::Teaching,
+    kernel::{SharedTeaching, Targets, Teaching},
     records::{Copied, Miss},
     stacks::StackTable,
     taught::Taught,
+    watched::Forked,
 };
 use crate::target::{
-    layout::Layout,
+    allocator::Calls,
+    layout::{Layout, Place},
     maps::{AddressSpace, Content, Range},
     rows::RowSource,
+    separate::Places,
 };
 
 /// What the kernel has been taught of one process.
 pub(super) struct Learner {
     pid: u32,
     depth: usize,
-    teaching: Teaching,
+    teaching: SharedTeaching,
+    targets: Arc<Mutex<Targets>>,
+    /// How often the process has replaced its program, as far as that was heard of.
+    image: u32,
     source: RowSource,
     /// That of the rows; `None` where a new one has begun of which no stack has come yet.
     epoch: Option<u32>,
     taught: Taught,
-    /// What is taught ahead: return addresses, as modules with offsets in their files.
-    ahead: Vec<(usize, BTreeSet<u64>)>,
+    /// What its parent's code was taught by, which the process has at its beginning.
+    inherited: Taught,
+    /// What is taught ahead: return addresses in allocators, by their modules.
+    ahead: Vec<(usize, Calls)>,
+    /// Those of them that lie within functions that allocate and are probed, as addresses in this epoch.
+    of_allocating: BTreeSet<u64>,
+    /// What of that is yet to be taught in this epoch, as addresses.
+    untaught: Vec<u64>,
+    /// What is yet to be taken back of earlier epochs: the pcs, each with its epoch.
+    stale: Vec<(u32, u64)>,
     /// Stacks of which more is to come, since when.
     unfinished: HashMap<u64, (Instant, Unwalked)>,
     capture: Option<Capture>,
@@ -43,7 +58,8 @@ impl Learner {
     pub(super) fn new(
         pid: u32,
         depth: u32,
-        teaching: Teaching,
+        teaching: SharedTeaching,
+        targets: Arc<Mutex<Targets>>,
         source: RowSource,
         capture: Option<Capture>,
     ) -> Self {
@@ -52,13 +68,59 @@ impl Learner {
             pid,
             depth,
             teaching,
+            targets,
+            image: 0,
             source,
             epoch: Some(0),
             taught: Taught::default(),
+            inherited: Taught::default(),
             ahead: Vec::new(),
+            of_allocating: BTreeSet::new(),
+            untaught: Vec::new(),
+            stale: Vec::new(),
             unfinished: HashMap::new(),
             capture,
         }
+    }
+
+    /// The learner of a child process; `source` has its rows.
+    pub(super) fn inherited(&self, child: &Forked, source: RowSource) -> Self {
+        let Forked { pid, image, epoch, is_empty, .. } = *child;
+        let inherited = if is_empty { Taught::default() } else { self.taught.clone() };
+        Self {
+            pid,
+            depth: self.depth,
+            teaching: Arc::clone(&self.teaching),
+            targets: Arc::clone(&self.targets),
+            image,
+            source,
+            epoch: Some(epoch),
+            taught: Taught::default(),
+            // What it walks like its parent need not be learned again.
+            untaught: inherited.pcs().collect(),
+            inherited,
+            ahead: self.ahead.clone(),
+            of_allocating: if is_empty { BTreeSet::new() } else { self.of_allocating.clone() },
+            stale: Vec::new(),
+            unfinished: HashMap::new(),
+            capture: None,
+        }
+    }
+
+    /// Takes everything back for good: the process has ended.
+    pub(super) fn leave(&mut self, stacks: &mut StackTable) {
+        self.forget(stacks);
+        while self.tidy(&mut stacks.space) {}
+        self.teaching().remove_trampoline(self.pid);
+    }
+
+    fn teaching(&self) -> MutexGuard<'_, Teaching> {
+        self.teaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where debug files of the process are.
+    pub(super) fn places(&self) -> &Places {
+        self.source.places()
     }
 
     /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.
@@ -66,21 +128,24 @@ impl Learner {
         self.source.prepare(space);
     }
 
-    /// Teaches the rows of return addresses in a module, offsets in its file, now and after everything was forgotten.
-    pub(super) fn teach_ahead(&mut self, module: usize, offsets: BTreeSet<u64>, space: &mut AddressSpace) {
-        self.teach_offsets(module, &offsets, space);
-        self.ahead.push((module, offsets));
+    /// Teaches the rows of return addresses in an allocator, now and after everything was forgotten.
+    pub(super) fn teach_ahead(&mut self, module: usize, calls: Calls, space: &mut AddressSpace) {
+        self.of_allocating.extend(addresses(module, &calls.of_allocating, space));
+        for pc in addresses(module, &calls.all, space) {
+            self.row(pc, space);
+        }
+        self.ahead.push((module, calls));
     }
 
-    fn teach_offsets(&mut self, module: usize, offsets: &BTreeSet<u64>, space: &mut AddressSpace) {
-        let of_module = |range: &&Range| range.content == Content::Module(module);
-        let ranges: Vec<Range> = space.current().filter(of_module).cloned().collect();
-        for range in ranges {
-            let end = range.offset.saturating_add(range.end.saturating_sub(range.start));
-            for offset in offsets.range(range.offset..end.max(range.offset)) {
-                self.row(range.start.wrapping_add(offset - range.offset), space);
-            }
+    /// Does a part of what can wait, and takes about a millisecond for it; false where there is nothing more to do.
+    pub(super) fn tidy(&mut self, space: &mut AddressSpace) -> bool {
+        for pc in self.untaught.split_off(self.untaught.len().saturating_sub(PART)) {
+            self.row(pc, space);
         }
+        for (epoch, pc) in self.stale.split_off(self.stale.len().saturating_sub(PART)) {
+            self.teaching().remove_row(self.pid, epoch, pc);
+        }
+        !(self.untaught.is_empty() && self.stale.is_empty())
     }
 
     /// Walks a stack to its end, files it, and teaches every row on the way; later, where more of it follows.
@@ -140,6 +205,22 @@ impl Learner {
         }
     }
 
+    /// Forgets a program that was replaced, and looks at what has come in its place.
+    pub(super) fn start_over(&mut self, stacks: &mut StackTable) {
+        self.image = self.image.wrapping_add(1);
+        stacks.mappings.run_program(self.image);
+        self.forget(stacks);
+        self.source.program_has_gone();
+        stacks.program_has_gone();
+        self.look_around(stacks);
+    }
+
+    /// Whether the process has replaced its program without that having been heard of yet.
+    pub(super) fn is_behind(&self) -> bool {
+        let image = self.targets.lock().unwrap_or_else(PoisonError::into_inner).image(self.pid);
+        image.is_some_and(|image| image != self.image)
+    }
+
     /// Looks whether all code is there still that was learned from; if not, what was learned is forgotten.
     pub(super) fn review(&mut self, stacks: &mut StackTable) {
         // A process that has ended has none, and unmaps none.
@@ -148,10 +229,28 @@ impl Learner {
         {
             self.start_anew(stacks);
         }
+        for pc in self.source.take_back() {
+            self.unlearn(pc);
+        }
+    }
+
+    /// Has the kernel side ask for a row again.
+    fn unlearn(&mut self, pc: u64) {
+        if self.taught.remove(pc)
+            && let Some(epoch) = self.epoch
+        {
+            // In the place of the row that may be kept in a second place.
+            self.teaching().insert_row(self.pid, epoch, pc, Row::stop(WalkEnd::MissingRow));
+        }
     }
 
     fn start_anew(&mut self, stacks: &mut StackTable) {
-        if let Err(error) = self.teaching.raise_epoch(self.pid) {
+        // What is to be read yet is of a program that is there no longer; then comes the notice of that.
+        if self.is_behind() {
+            return;
+        }
+        let raised = self.teaching().raise_epoch(self.pid);
+        if let Err(error) = raised {
             tracing::warn!(%error, "code was unmapped; stacks may be taken for those of before");
         }
         self.forget(stacks);
@@ -162,20 +261,29 @@ impl Learner {
             // Where it was not forgotten already, the notice is lost or yet to come.
             if self.epoch.is_some() {
                 self.forget(stacks);
+                stacks.program_has_gone();
             }
             self.epoch = Some(miss.epoch);
             stacks.bring_up_to_date(self.pid);
-            let ahead = std::mem::take(&mut self.ahead);
-            for (module, offsets) in &ahead {
-                self.teach_offsets(*module, offsets, &mut stacks.space);
-            }
-            self.ahead = ahead;
+            let space = &stacks.space;
+            let of = |calls: fn(&Calls) -> &BTreeSet<u64>| {
+                let ahead = self.ahead.iter();
+                ahead.flat_map(move |(module, all)| addresses(*module, calls(all), space))
+            };
+            let of_allocating = of(|calls| &calls.of_allocating).collect();
+            // The stack at hand is waited for more than these.
+            self.untaught = of(|calls| &calls.all).collect();
+            self.of_allocating = of_allocating;
         }
         stacks.bring_up_to_date(self.pid);
         let (pcs, end) = match miss.walked {
             Some(end) => (miss.pcs.clone(), end),
             None => self.walk(&miss.pcs, &miss.copy, miss.regs, &mut stacks.space),
         };
+        for (pc, name) in self.source.take_names() {
+            // What is put there later is not what allocated.
+            stacks.made.entry(pc).or_insert(name);
+        }
         // Where only the rows are wanted there is no allocation to file the stack for.
         if miss.stack != 0 && !stacks.is_known(miss.stack) {
             stacks.insert(self.pid, miss.stack, pcs.iter().copied(), end);
@@ -194,8 +302,13 @@ impl Learner {
         miss.copy.forget_what_was_read();
         let (_, again) = self.walk(&[], &miss.copy, miss.regs, space);
         let memory = if again == WalkEnd::Whole { miss.copy.words_read() } else { miss.copy.words() };
-        let walked =
-            Walked { by_kernel, regs: miss.regs, pcs: pcs.get(from..).unwrap_or_default(), end, memory };
+        let pcs = pcs.get(from..).unwrap_or_default();
+        let rows = pcs
+            .iter()
+            .filter(|pc| space.place(pc.saturating_sub(1)) == Place::Unnamed)
+            .filter_map(|pc| Some((*pc, self.taught.row(*pc)?.to_raw())))
+            .collect();
+        let walked = Walked { by_kernel, regs: miss.regs, pcs, end, memory, rows };
         if let Some(capture) = &mut self.capture {
             capture.keep(walked, space);
         }
@@ -209,16 +322,16 @@ impl Learner {
     /// Takes back everything that was taught: addresses have changed their meaning.
     pub(super) fn forget(&mut self, stacks: &mut StackTable) {
         if let Some(epoch) = self.epoch.take() {
-            for pc in self.taught.clear() {
-                self.teaching.remove_row(self.pid, epoch, pc);
-            }
+            self.stale.extend(self.taught.clear().map(|pc| (epoch, pc)));
+            self.untaught.clear();
+            self.inherited = Taught::default();
         }
         stacks.code_has_gone();
     }
 
     /// Tells the kernel where hijacked return addresses point.
     pub(super) fn teach_trampoline(&mut self, trampoline: u64) {
-        self.teaching.set_trampoline(self.pid, trampoline);
+        self.teaching().set_trampoline(self.pid, trampoline);
     }
 
     /// Walks on behind `pcs`, the last of which is at `regs`.
@@ -248,13 +361,31 @@ impl Learner {
         if let Some(row) = self.taught.row(pc) {
             return row;
         }
-        let row = self.source.row(pc, space);
+        let mut row = self.inherited.row(pc).unwrap_or_else(|| self.source.row(pc, space));
+        if self.of_allocating.contains(&pc) {
+            row = row.of_allocator();
+        }
         self.taught.insert(pc, row, space.place(pc.saturating_sub(1)));
         if let Some(epoch) = self.epoch {
-            self.teaching.insert_row(self.pid, epoch, pc, row);
+            self.teaching().insert_row(self.pid, epoch, pc, row);
         }
         row
     }
+}
+
+/// Rows to teach or to take back at a time while others may be waiting.
+const PART: usize = 256;
+
+/// Where offsets in a module's file lie in memory.
+fn addresses(module: usize, offsets: &BTreeSet<u64>, space: &AddressSpace) -> Vec<u64> {
+    let of_module = space.current().filter(|range| range.content == Content::Module(module));
+    let in_range = |range: &Range| {
+        let Range { start, end, offset: begin, .. } = *range;
+        let behind = begin.saturating_add(end.saturating_sub(start));
+        let inside = offsets.range(begin..behind.max(begin));
+        inside.map(move |offset| start.wrapping_add(offset - begin)).collect::<Vec<_>>()
+    };
+    of_module.flat_map(in_range).collect()
 }
 
 /// A stack that the kernel could not walk to its end.

@@ -2,9 +2,21 @@
 
 mod object;
 
+mod sampling;
+
 mod kernel;
 
+mod tracefs;
+
+mod sites;
+
 mod attach;
+
+mod inherited;
+
+mod own_code;
+
+mod mappings;
 
 mod stacks;
 
@@ -13,20 +25,43 @@ mod records;
 pub mod capture;
 
 mod copy;
+
 mod taught;
 
 mod pace;
 
 mod learn;
 
+mod watched;
+
+mod urgency;
+
 mod drain;
 
 mod recording;
+
+mod totals;
+
+mod calibrate;
+
+mod meter;
+
+mod follow;
+
+mod children;
+
+pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 
 pub use kernel::{Capacities, KernelError};
 
 pub use attach::AttachError;
 
-pub use drain::Notice;
+pub use inherited::InheritedError;
 
-pub use recording::{RecordError, Recording, Vitals};
+pub use tracefs::TracefsError;
+
+pub use watched::{Forked, Notice};
+
+pub use recording::{Options, RecordError, Recording, Vitals};
+
+pub use follow::Replaced;

@@ -50,7 +50,7 @@ impl Pace {
 }
 
 /// How much computing this thread has done.
-fn computed() -> Duration {
+pub(super) fn computed() -> Duration {
     // The clock's numbers are not negative.
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -2,35 +2,46 @@
 
 use std::{
     io,
-    num::NonZeroU32,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use profiler_common::{
-    counters::{Counters, REGISTRY, Severity},
-    heap::{OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
+    counters::{Counter, Counters, REGISTRY, Severity},
+    heap::{OVERFLOW_STACK, Totals, UNLEARNED_STACK},
 };
 
 use super::{
-    attach::{AttachError, Probes, attach, attach_lifecycle, attach_loader},
+    attach::{AttachError, Probes},
     capture::{Capture, CaptureError},
-    drain::{Drain, Notice},
-    kernel::{Capacities, Kernel, KernelError, Targets, map_refused},
+    children::Common,
+    drain::Drain,
+    follow::attach_to,
+    inherited::Inherited,
+    kernel::{Capacities, Kernel, KernelError, map_refused},
     learn::Learner,
+    mappings::MappingSite,
+    meter::Meter,
     object::OBJECT,
+    own_code::OwnCode,
     stacks::StackTable,
+    totals::Read,
+    watched::Notice,
 };
 use crate::{
-    source::{RawEntry, RawHeap, StackRef, memory::Watch},
+    source::{
+        Inheritance, RawEntry, RawHeap, StackRef,
+        cost::{Cost, Excess},
+        memory::Watch,
+    },
     target::{
         Process,
         allocator::{self, Findings},
         container,
+        given::Given,
         maps::AddressSpace,
-        process::{ProcessError, live_threads},
+        process::{ProcessError, Program},
         rows::RowSource,
         separate::Places,
     },
@@ -67,6 +78,27 @@ pub enum RecordError {
     Drained,
 }
 
+/// What is wanted of a recording.
+#[derive(Default)]
+pub struct Options {
+    /// How much the kernel side may keep.
+    pub capacities: Capacities,
+    /// Where to look for what was split off files.
+    pub given: Given,
+    /// Whether memory is counted that the program maps itself.
+    pub with_mappings: bool,
+    /// Whether the processes that it makes are recorded as well, each by itself.
+    pub follow_forks: bool,
+    /// The mean number of bytes from one allocation that is kept to the next; `None` for every allocation.
+    pub sample_bytes: Option<u64>,
+    /// Whether all allocations are to be kept, whatever that costs.
+    pub stays_exact: bool,
+    /// Whether the kernel side writes a log.
+    pub with_diagnostics: bool,
+    /// What every new stack is kept in, with the memory that it was walked in.
+    pub capture: Option<Capture>,
+}
+
 /// The numbers of the live line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
@@ -82,44 +114,52 @@ pub struct Vitals {
     pub losses: u64,
 }
 
+/// The programs of a process, one after the other.
+pub(super) struct Programs {
+    pub(super) former: Vec<Program>,
+    pub(super) current: Program,
+}
+
 /// A recording that is under way. Dropping it detaches.
 pub struct Recording {
-    process: Process,
-    findings: Mutex<Findings>,
+    pub(super) process: Process,
+    pub(super) programs: Mutex<Programs>,
+    pub(super) findings: Mutex<Findings>,
     /// What to call each allocator.
-    labels: Mutex<Vec<String>>,
+    pub(super) labels: Mutex<Vec<String>>,
     /// Where debug files are.
-    places: Places,
-    probes: Mutex<Probes>,
-    /// The thread that takes them out at the end.
-    detaching: Mutex<Option<JoinHandle<()>>>,
-    targets: Mutex<Targets>,
-    kernel: Mutex<Kernel>,
-    drain: Drain,
-    started: SystemTime,
-    began: Instant,
-    ended: Mutex<Option<Duration>>,
+    pub(super) places: Places,
+    pub(super) probes: Mutex<Probes>,
+    pub(super) started: SystemTime,
+    pub(super) began: Instant,
+    pub(super) ended: Mutex<Option<Duration>>,
+    /// How often the process had replaced its program when the recording ended.
+    pub(super) last_image: Mutex<u32>,
     /// How long calls were not seen.
-    blind: Mutex<Duration>,
-    container: Option<String>,
-    watch: Mutex<Option<Watch>>,
+    pub(super) blind: Mutex<Duration>,
+    pub(super) container: Option<String>,
+    pub(super) watch: Mutex<Option<Watch>>,
+    /// Blocks of replaced programs that the others know of.
+    pub(super) gone: Mutex<u64>,
+    /// The process that it is a child of, where that was recorded, too.
+    pub(super) parent: Option<u32>,
+    /// Whether all allocations are to be kept.
+    pub(super) stays_exact: bool,
+    /// What measures the cost, where that is possible.
+    pub(super) meter: Option<Meter>,
+    pub(super) common: Arc<Common>,
 }
 
 impl Recording {
     /// Attaches to every allocator of the process and begins to count.
     ///
-    /// Unwind information that was split off is looked for in `debug_dirs` too. `diagnostics` lets the kernel side write a
-    /// log. Every new stack is kept in `capture`, with the memory that it was walked in. `on_notice` is called from a
-    /// thread of its own.
+    /// `on_notice` is called from a thread of its own, with the process that something is to be noted of.
     pub fn start(
         process: Process,
-        capacities: &Capacities,
-        debug_dirs: Vec<PathBuf>,
-        diagnostics: bool,
-        capture: Option<Capture>,
-        on_notice: impl FnMut(Notice) + Send + 'static,
+        options: Options,
+        on_notice: impl FnMut(u32, Notice) + Send + 'static,
     ) -> Result<Self, RecordError> {
-        Self::start_with(OBJECT, process, capacities, debug_dirs, diagnostics, capture, on_notice)
+        Self::start_with(OBJECT, process, options, on_notice)
     }
 
     /// Does what [`Recording::start`] does by other kernel programs: `object` is an ELF file with programs and maps of the
@@ -127,17 +167,24 @@ impl Recording {
     pub fn start_with(
         object: &[u8],
         process: Process,
-        capacities: &Capacities,
-        debug_dirs: Vec<PathBuf>,
-        diagnostics: bool,
-        capture: Option<Capture>,
-        on_notice: impl FnMut(Notice) + Send + 'static,
+        options: Options,
+        on_notice: impl FnMut(u32, Notice) + Send + 'static,
     ) -> Result<Self, RecordError> {
+        let Options {
+            capacities,
+            given,
+            with_mappings,
+            follow_forks,
+            sample_bytes,
+            stays_exact,
+            with_diagnostics,
+            capture,
+        } = options;
         let pid = process.pid();
         let mut space = AddressSpace::default();
         space.refresh(pid)?;
-        let places = Places::of(pid, debug_dirs);
-        let mut findings = Findings::default();
+        let places = Places::of(pid, given);
+        let mut findings = Findings { with_mappings, ..Findings::default() };
         allocator::find(&space, &places, &mut findings);
         if findings.allocators.is_empty() {
             if process.has_ended() {
@@ -147,42 +194,54 @@ impl Recording {
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
         let labels = findings.labels(&space);
-        let (mut kernel, mut targets, teaching, rings) = Kernel::load(object, capacities, diagnostics)?;
-        let probes = attach_to(&kernel, &process, &findings, 0, &space)?;
-        attach_lifecycle(&kernel)?;
+        let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
+        let (mut kernel, targets, teaching, rings) =
+            Kernel::load(object, &capacities, with_diagnostics, follow_forks)?;
+        let probes = attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &space)?;
+        kernel.attach_lifecycle()?;
+        let targets = Arc::new(Mutex::new(targets));
         let is_witnessed = capture.is_some();
         let source = RowSource::new(pid, places.clone());
-        let mut learner = Learner::new(pid, capacities.stack_depth, teaching, source, capture);
+        let teaching = Arc::new(Mutex::new(teaching));
+        let mut learner =
+            Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
         learner.prepare(&space);
+        let mut own_code = OwnCode::default();
         for allocator in &findings.allocators {
             learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
+            own_code.add(allocator, &space, process.exe());
         }
-        let drain = Drain::start(rings, pid, learner, StackTable::new(space), on_notice);
+        let stacks = StackTable::new(space, own_code);
+        let drain = Drain::start(rings, pid, learner, stacks, on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
-        kernel
-            .totals
-            .insert(TotalsKey::overflow(pid), overflow_totals(), 0)
-            .map_err(map_refused("TOTALS"))?;
+        if let Some(interval_bytes) = sample_bytes {
+            kernel.sampling.begin(interval_bytes)?;
+        }
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         let watch = Watch::begin(pid);
         // From here on it counts: all functions at once.
-        targets.insert(pid, capacities.stack_depth, is_witnessed)?;
+        lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
+        let meter = Meter::start(&kernel, pid, follow_forks);
+        let programs = Programs { former: Vec::new(), current: process.program().clone() };
         Ok(Self {
             process,
+            programs: Mutex::new(programs),
             labels: Mutex::new(labels),
             findings: Mutex::new(findings),
             places,
             probes: Mutex::new(probes),
-            detaching: Mutex::default(),
-            targets: Mutex::new(targets),
-            kernel: Mutex::new(kernel),
-            drain,
             started: SystemTime::now(),
             began: Instant::now(),
             ended: Mutex::new(None),
+            last_image: Mutex::default(),
             blind: Mutex::default(),
             container: container::of(pid),
             watch: Mutex::new(watch),
+            gone: Mutex::default(),
+            parent: None,
+            stays_exact,
+            meter,
+            common: Arc::new(Common::new(kernel, targets, drain, inherited, capacities.live_blocks)),
         })
     }
 
@@ -201,50 +260,38 @@ impl Recording {
         lock(&self.labels).iter().cloned().zip(functions).collect()
     }
 
-    /// Looks for allocators in what was mapped since, and attaches to those; gives their names.
-    ///
-    /// What they gave before is not known.
-    pub fn attach_to_new(&self) -> Result<Vec<String>, RecordError> {
-        let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
-        let mut findings = lock(&self.findings);
-        let known = findings.allocators.len();
-        allocator::find(&space, &self.places, &mut findings);
-        if findings.allocators.len() == known {
-            return Ok(Vec::new());
-        }
-        let labels = findings.labels(&space);
-        let new = labels.get(known..).unwrap_or_default().to_vec();
-        *lock(&self.labels) = labels;
-        let kernel = lock(&self.kernel);
-        if lock(&self.ended).is_none() {
-            let probes = attach_to(&kernel, &self.process, &findings, known, &space)?;
-            lock(&self.probes).extend(probes);
-            for allocator in findings.allocators.iter().skip(known) {
-                let (module, calls) = (allocator.module, allocator.calls.clone());
-                self.drain.tell(move |learner, stacks| learner.teach_ahead(module, calls, &mut stacks.space));
-            }
-        }
-        Ok(new)
+    /// Debug files that were given and belong to nothing that is mapped.
+    pub fn unused(&self) -> Vec<PathBuf> {
+        let Ok(space) = self.ask(|table| table.space.clone()) else { return Vec::new() };
+        self.places.unused(&space)
     }
 
     /// Files of the process that have an allocator of their own, which is not probed.
     pub fn unprobed(&self) -> Vec<String> {
-        let Some(space) = self.drain.ask(|table| table.space.clone()) else { return Vec::new() };
+        let Ok(space) = self.ask(|table| table.space.clone()) else { return Vec::new() };
         lock(&self.findings).unprobed(&space)
     }
 
     /// How the recording is going. What the process has resident is noted, in case that it ends.
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
-        let stacks = self.drain.ask(|table| table.stacks().len()).ok_or(RecordError::Drained)?;
-        let kernel = lock(&self.kernel);
+        let look = |table: &StackTable| {
+            let mapped: Vec<Totals> = table.mappings.totals().map(|(_, totals)| totals).collect();
+            (table.stacks().len(), mapped, *table.mappings.counters())
+        };
+        let (stacks, mapped, guessed) = self.ask(look)?;
+        let kernel = lock(&self.common.kernel);
         let pid = self.process.pid();
         let mut vitals = Vitals { stacks, ..Vitals::default() };
-        for (_, totals) in totals_of(&kernel)? {
+        for totals in self.totals(&kernel)?.entries.into_iter().map(|(_, totals)| totals).chain(mapped) {
             vitals.alloc_objects += totals.alloc_objects;
             vitals.freed_objects += totals.freed_objects;
             vitals.inuse_bytes += totals.alloc_bytes.saturating_sub(totals.freed_bytes);
         }
-        let counters = kernel.counters.get(&pid, 0).map_err(map_refused("COUNTERS"))?;
+        if let Some(meter) = &self.meter {
+            meter.note(vitals.alloc_objects, vitals.freed_objects);
+        }
+        let mut counters = kernel.counters.get(&pid, 0).map_err(map_refused("COUNTERS"))?;
+        counters.add_all(&guessed);
         let losses = REGISTRY.iter().filter(|description| description.severity == Severity::Loss);
         vitals.losses = losses.map(|description| counters.get(description.counter)).sum();
         if let (None, Some(watch)) = (*lock(&self.ended), &mut *lock(&self.watch)) {
@@ -253,14 +300,26 @@ impl Recording {
         Ok(vitals)
     }
 
-    /// Attaches once more, through a thread that goes on.
-    ///
-    /// To be called when the first thread has ended: the kernel took the probes out with it.
-    pub fn reattach(&self) -> Result<(), RecordError> {
-        let kernel = lock(&self.kernel);
-        let space = self.drain.ask(|table| table.space.clone()).ok_or(RecordError::Drained)?;
-        *lock(&self.probes) = attach_to(&kernel, &self.process, &lock(&self.findings), 0, &space)?;
-        Ok(())
+    /// Keeps fewer allocations from now on, so that it costs less; gives the new mean interval in bytes, or `None` where it
+    /// cannot be longer, or all are to be kept.
+    pub fn sample_less(&self) -> Result<Option<u64>, RecordError> {
+        if self.stays_exact {
+            return Ok(None);
+        }
+        Ok(lock(&self.common.kernel).sampling.lengthen()?)
+    }
+
+    /// What it has cost the process so far; with children, what it has cost all of them. `None` where that is not known, or not
+    /// yet.
+    pub fn cost(&self) -> Option<Cost> {
+        self.meter.as_ref().and_then(Meter::cost)
+    }
+
+    /// Notes for the profile that the recording is ended for what it costs.
+    pub fn ends_for(&self, excess: Excess) {
+        if let Some(meter) = &self.meter {
+            meter.exceeded(excess);
+        }
     }
 
     /// Notes for the profile that calls were not seen for a time.
@@ -272,10 +331,13 @@ impl Recording {
     pub fn snapshot(&self) -> Result<RawHeap, RecordError> {
         let ended = *lock(&self.ended);
         let duration = ended.unwrap_or_else(|| self.began.elapsed());
-        let (entries, counters) = {
-            let kernel = lock(&self.kernel);
-            let counters = kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
-            (totals_of(&kernel)?, counters)
+        let (entries, mut counters, intervals_bytes) = {
+            let kernel = lock(&self.common.kernel);
+            let mut counters =
+                kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
+            let Read { entries, gone_objects } = self.totals(&kernel)?;
+            counters.add(Counter::GoneBlocks, gone_objects);
+            (entries, counters, kernel.sampling.intervals_bytes().to_vec())
         };
         let memory = lock(&self.watch).as_ref().and_then(|watch| match ended {
             Some(duration) => watch.last(self.began + duration),
@@ -283,40 +345,58 @@ impl Recording {
         });
         // Stacks are asked for after the counts were read, so that those of the entries have arrived.
         let resolve = move |table: &StackTable| {
-            let entries = entries
-                .into_iter()
+            let blocks = entries.into_iter().map(|(key, totals)| {
+                let (allocator, is_inherited) = (key.allocator(), key.is_inherited());
+                (MappingSite { stack: key.stack, allocator, is_inherited }, totals)
+            });
+            let entries = blocks
+                .chain(table.mappings.totals())
                 .filter(|(_, totals)| totals.alloc_objects != 0)
-                .map(|(key, totals)| {
-                    let stack = match key.stack {
+                .map(|(site, totals)| {
+                    let stack = match site.stack {
                         OVERFLOW_STACK => StackRef::Overflow,
                         UNLEARNED_STACK => StackRef::Unsent,
                         hash => table.find(hash).map_or(StackRef::Unsent, StackRef::Known),
                     };
-                    RawEntry { stack, totals, allocator: key.allocator() }
+                    RawEntry { stack, totals, allocator: site.allocator, is_inherited: site.is_inherited }
                 })
                 .collect();
-            (entries, table.stacks().to_vec(), table.space.clone())
+            let (stacks, made) = (table.stacks().to_vec(), table.made.clone());
+            (entries, stacks, made, table.space.clone(), *table.mappings.counters())
         };
-        let (entries, stacks, space) = self.drain.ask(resolve).ok_or(RecordError::Drained)?;
+        let (entries, stacks, made, space, guessed): (Vec<RawEntry>, _, _, _, _) = self.ask(resolve)?;
+        counters.add_all(&guessed);
+        let exe = |program: &Program| program.exe.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
+        let (comm, current, former) = {
+            let Programs { current, former } = &*lock(&self.programs);
+            (current.comm.clone(), exe(current), former.iter().map(exe).collect())
+        };
         Ok(RawHeap {
             pid: self.process.pid(),
-            comm: self.process.comm().to_owned(),
-            exe: self.process.exe().to_string_lossy().trim_end_matches(" (deleted)").to_owned(),
+            comm,
+            exe: current,
+            former,
+            inheritance: self.parent.map(|parent| Inheritance::of(parent, &entries)),
             container: self.container.clone(),
             started: self.started,
             duration,
             blind: *lock(&self.blind),
             stacks,
+            made,
             entries,
+            intervals_bytes,
             unprobed: lock(&self.findings).unprobed(&space),
             allocators: lock(&self.labels).clone(),
             space,
             counters,
             memory,
+            cost: self.cost(),
         })
     }
 
     /// Stops counting, all functions at once, begins to take the probes out, and reads the ring buffer to its end. The numbers stay readable.
+    /// Where children are followed, who may go on, the last two are left to [`Recording::release`] and
+    /// [`Recording::finish`].
     ///
     /// # Errors
     ///
@@ -326,16 +406,27 @@ impl Recording {
         if ended.is_some() {
             return Ok(());
         }
-        lock(&self.targets).remove(self.process.pid());
+        *lock(&self.last_image) = lock(&self.common.targets).remove(self.process.pid()).unwrap_or_default();
         *ended = Some(self.began.elapsed());
         if let Some(watch) = &mut *lock(&self.watch) {
             watch.finish();
         }
-        // It takes seconds to take all of them out, in which the numbers can be looked at.
-        let probes = std::mem::take(&mut *lock(&self.probes));
-        *lock(&self.detaching) =
-            std::thread::Builder::new().name("heaptap-detach".to_owned()).spawn(move || drop(probes)).ok();
-        self.drain.finish()
+        if self.follows_children() {
+            return Ok(());
+        }
+        if let Some(meter) = &self.meter {
+            meter.stop();
+        }
+        self.common.detach(std::mem::take(&mut *lock(&self.probes)));
+        self.common.drain.finish()
+    }
+
+    /// The answer to a question about the stacks of the process.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&StackTable) -> T + Send + 'static,
+    ) -> Result<T, RecordError> {
+        self.common.drain.ask(self.process.pid(), question).ok_or(RecordError::Drained)
     }
 }
 
@@ -343,66 +434,12 @@ impl Drop for Recording {
     fn drop(&mut self) {
         // Whoever wants to know of an error has stopped it.
         let _ = self.stop();
-        if let Some(detaching) = lock(&self.detaching).take()
-            && detaching.join().is_err()
-        {
-            tracing::error!("the thread that takes the probes out failed");
-        }
     }
 }
 
 /// Whatever is guarded here is whole between two calls, whatever happened to the thread that made the last one.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How often to look for a thread through which to attach: while they are looked at, some may end and others begin.
-const TRIES: u32 = 100;
-
-/// Attaches to all but the first `known` allocators, and where none is known yet, to the loader.
-fn attach_to(
-    kernel: &Kernel,
-    process: &Process,
-    findings: &Findings,
-    known: usize,
-    space: &AddressSpace,
-) -> Result<Probes, RecordError> {
-    let gone = || ProcessError::Gone { pid: process.pid() };
-    for _ in 0..TRIES {
-        let mut threads = live_threads(process.pid()).filter_map(NonZeroU32::new).peekable();
-        if threads.peek().is_none() {
-            return Err(gone().into());
-        }
-        for thread in threads {
-            match attach(kernel, findings.numbered().skip(known), space, thread) {
-                Ok(mut probes) => {
-                    if known > 0 {
-                        return Ok(probes);
-                    }
-                    if let Err(error) = attach_loader(kernel, &mut probes, space, thread) {
-                        tracing::warn!(%error, "libraries that are unloaded will not be noticed");
-                    }
-                    return Ok(probes);
-                }
-                Err(_) if process.has_ended() => return Err(gone().into()),
-                // One that is ending takes no probe any more, and is not shown as ended at once.
-                Err(error) if error.thread_is_gone() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    // What there is of it is ending.
-    Err(gone().into())
-}
-
-const fn overflow_totals() -> Totals {
-    // It has no frames that could be sent.
-    Totals { freed_objects: 0, freed_bytes: 0, alloc_objects: 0, alloc_bytes: 0, sent: 1 }
-}
-
-/// Reads `TOTALS` through. Entries are never deleted, so that none is met twice or passed over.
-fn totals_of(kernel: &Kernel) -> Result<Vec<(TotalsKey, Totals)>, KernelError> {
-    kernel.totals.iter().collect::<Result<_, _>>().map_err(map_refused("TOTALS"))
 }
 
 fn looked_at(findings: &Findings, space: &AddressSpace) -> String {

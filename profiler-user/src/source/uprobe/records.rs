@@ -1,13 +1,18 @@
 //! The records of the ring buffer, read out of its bytes.
 
-use std::time::Instant;
+use std::{mem::offset_of, time::Instant};
 
 use profiler_common::{
-    event::{ChunkEvent, EventKind, ProcessEvent, SmallMiss, StackEvent},
+    event::{
+        ChunkEvent, EventKind, ForkEvent, MappingAction, MappingEvent, ProcessEvent, SmallMiss, StackEvent,
+    },
     unwind::{Regs, WalkEnd},
 };
 
-use super::drain::Notice;
+use super::{
+    mappings::{MappingChange, MappingSite},
+    watched::{Forked, Notice},
+};
 
 /// A record.
 pub(super) enum Record<'bytes> {
@@ -15,6 +20,8 @@ pub(super) enum Record<'bytes> {
     Stack { hash: u64, pcs: Words<'bytes>, end: WalkEnd },
     /// A stack that it could not walk.
     Miss(Miss<'bytes>),
+    /// A child is watched from now on.
+    Fork(Forked),
     /// Something about the process as a whole.
     Notice(Notice),
     /// More of the stack of a miss.
@@ -23,6 +30,8 @@ pub(super) enum Record<'bytes> {
     CodeChange,
     /// Code was added.
     CodeAdded,
+    /// The program has mapped or unmapped something.
+    Mapping(MappingChange),
 }
 
 /// A stack that the kernel could not walk to its end.
@@ -66,12 +75,23 @@ impl Iterator for Words<'_> {
     }
 }
 
-/// The record that these bytes are; `None` where they are none.
-pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
-    use std::mem::offset_of;
+/// The record that these bytes are, and the process that it is of; `None` where they are none.
+pub(super) fn decode(bytes: &[u8]) -> Option<(u32, Record<'_>)> {
     let kind = EventKind::from_raw(half(bytes, offset_of!(ProcessEvent, kind))?)?;
+    // Every record begins with the two.
+    Some((half(bytes, offset_of!(ProcessEvent, tgid))?, decode_kind(kind, bytes)?))
+}
+
+fn decode_kind(kind: EventKind, bytes: &[u8]) -> Option<Record<'_>> {
     match kind {
-        EventKind::Exec => Some(Record::Notice(Notice::Exec)),
+        EventKind::Fork => Some(Record::Fork(Forked {
+            pid: half(bytes, offset_of!(ForkEvent, tgid))?,
+            parent: half(bytes, offset_of!(ForkEvent, parent))?,
+            image: half(bytes, offset_of!(ForkEvent, image))?,
+            epoch: half(bytes, offset_of!(ForkEvent, epoch))?,
+            is_empty: half(bytes, offset_of!(ForkEvent, is_empty))? != 0,
+        })),
+        EventKind::Exec => Some(Record::Notice(Notice::Exec { seen: Instant::now() })),
         EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
         EventKind::CodeChange => Some(Record::CodeChange),
         EventKind::CodeAdded => Some(Record::CodeAdded),
@@ -87,6 +107,18 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
                 is_last: half(bytes, offset_of!(ChunkEvent, is_last))? != 0,
             })
         }
+        EventKind::Mapping => Some(Record::Mapping(MappingChange {
+            action: MappingAction::from_raw(half(bytes, offset_of!(MappingEvent, action))?)?,
+            image: half(bytes, offset_of!(MappingEvent, image))?,
+            thread: half(bytes, offset_of!(MappingEvent, thread))?,
+            site: MappingSite {
+                stack: word(bytes, offset_of!(MappingEvent, stack))?,
+                allocator: u8::try_from(half(bytes, offset_of!(MappingEvent, allocator))?).ok()?,
+                is_inherited: false,
+            },
+            address: word(bytes, offset_of!(MappingEvent, address))?,
+            length_bytes: word(bytes, offset_of!(MappingEvent, length_bytes))?,
+        })),
         EventKind::Stack => Some(Record::Stack {
             hash: word(bytes, offset_of!(StackEvent<1>, stack))?,
             pcs: words(
@@ -157,7 +189,7 @@ mod tests {
     #[test]
     fn a_stack_record_gives_its_hash_its_frames_and_its_end() {
         let bytes = stack_event(2, &[5, 6, 7]);
-        let Some(Record::Stack { hash, pcs, end }) = decode(&bytes) else { panic!("not a stack") };
+        let Some((1, Record::Stack { hash, pcs, end })) = decode(&bytes) else { panic!("not a stack") };
         assert_eq!((hash, pcs.collect::<Vec<_>>(), end), (0xabc, vec![5, 6], WalkEnd::Cut));
     }
 

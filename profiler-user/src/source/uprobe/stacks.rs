@@ -1,9 +1,13 @@
 //! The stacks seen so far: the kernel knows them by hash only.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use profiler_common::unwind::WalkEnd;
 
+use super::{
+    mappings::{MappingChange, Mappings},
+    own_code::OwnCode,
+};
 use crate::{
     source::{RawFrame, RawStack},
     target::maps::AddressSpace,
@@ -13,27 +17,77 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct StackTable {
     pub(super) space: AddressSpace,
-    /// Whether code was unmapped since it was looked at.
-    is_outdated: bool,
+    /// What the program has mapped itself.
+    pub(super) mappings: Mappings,
+    /// What the allocators' code is, whose mappings are not the program's.
+    pub(super) own_code: OwnCode,
+    /// What code that was made at run time is called, by return address, where who made it has said so.
+    pub(super) made: HashMap<u64, Arc<str>>,
+    /// What has changed since it was looked at.
+    change: Change,
     stacks: Vec<RawStack>,
     by_hash: HashMap<u64, usize>,
     by_content: HashMap<RawStack, usize>,
 }
 
+/// What may have changed of what is mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// Nothing is known to have changed.
+    #[default]
+    Nothing,
+    /// Code was unmapped.
+    Code,
+    /// The program may be another.
+    Program,
+}
+
 impl StackTable {
-    pub(super) fn new(space: AddressSpace) -> Self {
-        Self { space, ..Self::default() }
+    pub(super) fn new(space: AddressSpace, own_code: OwnCode) -> Self {
+        Self { space, own_code, ..Self::default() }
+    }
+
+    /// What a child process knows at its beginning, which has replaced its program as often as `image` says; where it
+    /// `is_empty`, it has done so since it was made.
+    pub(super) fn inherited(&self, image: u32, is_empty: bool) -> Self {
+        let (space, own_code) = (self.space.clone(), self.own_code.clone());
+        if is_empty {
+            let mappings = Mappings::default().inherited(image);
+            return Self { space, own_code, mappings, change: Change::Program, ..Self::default() };
+        }
+        Self {
+            space,
+            own_code,
+            mappings: self.mappings.inherited(image),
+            made: self.made.clone(),
+            // The kernel's page of hijacked return addresses is not inherited.
+            change: self.change.max(Change::Code),
+            stacks: self.stacks.clone(),
+            by_hash: self.by_hash.clone(),
+            by_content: self.by_content.clone(),
+        }
     }
 
     /// Has the mappings looked at before the next stack is filed: code was unmapped, or is about to be.
     pub(super) fn code_has_gone(&mut self) {
-        self.is_outdated = true;
+        self.change = self.change.max(Change::Code);
     }
 
-    /// Looks at the mappings of the process `pid` where code was unmapped since.
+    /// Has the mappings looked at before the next stack is filed, which may be of another program.
+    pub(super) fn program_has_gone(&mut self) {
+        self.change = Change::Program;
+    }
+
+    /// Looks at the mappings of the process `pid` where something has changed since.
     pub(super) fn bring_up_to_date(&mut self, pid: u32) {
-        if std::mem::take(&mut self.is_outdated) {
-            self.space.look_again(pid);
+        match std::mem::take(&mut self.change) {
+            Change::Nothing => {}
+            Change::Code => self.space.look_again(pid),
+            Change::Program => {
+                if let Err(error) = self.space.refresh(pid) {
+                    tracing::debug!(pid, %error, "mappings not read again");
+                }
+            }
         }
     }
 
@@ -65,6 +119,13 @@ impl StackTable {
             next
         });
         self.by_hash.insert(hash, index);
+    }
+
+    /// Takes in a change of mappings; those that an allocator makes are not counted.
+    pub(super) fn change_mappings(&mut self, change: MappingChange) {
+        let stack = self.find(change.site.stack).and_then(|place| self.stacks.get(place));
+        let is_own = stack.is_some_and(|stack| self.own_code.is_in(stack, &self.space));
+        self.mappings.apply(change, !is_own);
     }
 
     /// Whether a stack was filed under this hash.

@@ -7,7 +7,7 @@ use profiler_common::unwind::Row;
 use crate::target::layout::Place;
 
 /// Rows by pc, with what lay there when they were taught.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Taught(HashMap<u64, Lesson>);
 
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,16 @@ impl Taught {
     /// Notes a row, with what lies at its pc.
     pub(super) fn insert(&mut self, pc: u64, row: Row, place: Place) {
         self.0.insert(pc, Lesson { row, place });
+    }
+
+    /// Takes a row back; false where none was taught.
+    pub(super) fn remove(&mut self, pc: u64) -> bool {
+        self.0.remove(&pc).is_some()
+    }
+
+    /// The pcs.
+    pub(super) fn pcs(&self) -> impl Iterator<Item = u64> {
+        self.0.keys().copied()
     }
 
     /// Takes everything back; gives the pcs.

@@ -24,6 +24,9 @@ use crate::target::{
 /// Real files have a dozen program headers and, split by function, tens of thousands of sections.
 const HEADERS_LIMIT: u32 = 1 << 18;
 
+/// What Go's linker puts into every program and shared library, and stripping leaves there (`debug/buildinfo` of Go's standard library).
+const GO_BUILD_INFO: &[u8] = b".go.buildinfo";
+
 /// What was found in a file.
 #[derive(Default)]
 pub(super) struct Parts {
@@ -32,6 +35,8 @@ pub(super) struct Parts {
     pub(super) eh_frame: Option<Part>,
     pub(super) search_table: Option<SearchTable>,
     pub(super) debug_frame: Option<Vec<u8>>,
+    /// Whether Go's linker made the file.
+    pub(super) is_go: bool,
 }
 
 /// Bytes that are loaded at an address.
@@ -131,6 +136,7 @@ fn collect<'data>(
     let (sections, programs) = (headers.sections(), headers.programs()?);
     let section = |name| Section::find(&sections, endian, name);
     let mut parts = Parts { entry: headers.header.e_entry(endian), ..Parts::default() };
+    parts.is_go = sections.section_by_name(endian, GO_BUILD_INFO).is_some();
     if let Some(found) = section(".eh_frame") {
         parts.eh_frame = Some(Part { address: found.address, bytes: found.read(read)? });
     }
@@ -144,7 +150,8 @@ fn collect<'data>(
             parts.eh_frame = eh_frame_of_segment(&parts, read);
         }
     }
-    if let Some(found) = section(".debug_frame") {
+    // Go's knows nothing of changes between stacks, nor where rbp is saved; frame pointers lead through both.
+    if let Some(found) = section(".debug_frame").filter(|_| !parts.is_go) {
         match found.read(read) {
             Ok(bytes) => parts.debug_frame = Some(bytes),
             Err(error) if parts.eh_frame.is_none() => return Err(error),

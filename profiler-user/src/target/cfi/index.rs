@@ -20,6 +20,22 @@ struct Start {
 /// through them takes time.
 const ENTRIES_LIMIT: usize = 4 << 20;
 
+/// The number of functions that a section describes; `None` where it has more than any real one.
+pub(super) fn count<'data, S: UnwindSection<Slice<'data>>>(
+    section: &S,
+    bases: &BaseAddresses,
+) -> Option<usize> {
+    let mut entries = section.entries(bases);
+    let mut count = 0;
+    while let Ok(Some(entry)) = entries.next() {
+        count += usize::from(matches!(entry, CieOrFde::Fde(_)));
+        if count > ENTRIES_LIMIT {
+            return None;
+        }
+    }
+    Some(count)
+}
+
 impl Index {
     /// The index of a section; an empty one where it has more functions than any real one.
     pub(super) fn build<'data, S: UnwindSection<Slice<'data>>>(

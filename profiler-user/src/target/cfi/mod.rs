@@ -101,6 +101,7 @@ pub struct UnwindInfo {
     tables: Vec<Table>,
     segments: Segments,
     entry: u64,
+    is_go: bool,
 }
 
 /// Where there is no CFI, this much from the entry point on is taken for `_start`, which nothing called.
@@ -134,10 +135,15 @@ impl UnwindInfo {
     }
 
     fn from_parts(parts: Parts) -> Option<Self> {
-        let Parts { entry, segments, eh_frame, search_table, debug_frame } = parts;
+        let Parts { entry, segments, eh_frame, search_table, debug_frame, is_go } = parts;
         let eh_frame = eh_frame.map(|part| Table::eh_frame(part.address, part.bytes, search_table));
         let tables: Vec<Table> = eh_frame.into_iter().chain(debug_frame.map(Table::debug_frame)).collect();
-        (!tables.is_empty()).then_some(Self { tables, segments, entry })
+        (is_go || !tables.is_empty()).then_some(Self { tables, segments, entry, is_go })
+    }
+
+    /// Whether code that the file says nothing about is Go's.
+    pub const fn is_go(&self) -> bool {
+        self.is_go
     }
 
     /// The address, as the file states it, of the byte at an offset in the file.
@@ -216,7 +222,8 @@ mod tests {
 
     #[test]
     fn code_at_the_entry_point_that_nothing_describes_is_the_outermost() {
-        let info = UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0x1000 };
+        let info =
+            UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0x1000, is_go: false };
         assert_eq!(info.row(0xfff), Row::END);
         assert_eq!(info.row(0x1000), Row::END);
         assert_eq!(info.row(0x103f), Row::END);
@@ -226,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_library_without_an_entry_point_has_no_outermost_code() {
-        let info = UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0 };
+        let info = UnwindInfo { tables: Vec::new(), segments: Segments::default(), entry: 0, is_go: false };
         assert_eq!(info.row(0), Row::stop(WalkEnd::NoUnwindInfo));
     }
     #[test]

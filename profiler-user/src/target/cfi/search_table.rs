@@ -36,13 +36,18 @@ impl SearchTable {
         self.eh_frame_address
     }
 
-    /// Where the description of the function that holds an address is said to be: the address of the last entry that
-    /// does not begin behind it.
-    pub(super) fn lookup(&self, svma: u64) -> Option<u64> {
+    /// Number of functions.
+    pub(super) fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// Where the function that holds an address is said to begin and its description to be, as addresses: those of the
+    /// last entry that does not begin behind it.
+    pub(super) fn lookup(&self, svma: u64) -> Option<(u64, u64)> {
         let entries = self.entries();
         let next = entries.partition_point(|entry| self.halves(entry).0 <= svma);
         let entry = entries.get(next.checked_sub(1)?)?;
-        Some(self.halves(entry).1)
+        Some(self.halves(entry))
     }
 
     fn entries(&self) -> &[[u8; 8]] {
@@ -78,15 +83,17 @@ mod tests {
         let table = SearchTable::parse(0x1000, table(2, &[[-0x800, 0x200], [0x800, 0x300]])).unwrap();
         assert_eq!(table.eh_frame_address(), 0x1104);
         assert_eq!(table.lookup(0x7ff), None);
-        assert_eq!(table.lookup(0x800), Some(0x1200));
-        assert_eq!(table.lookup(0x17ff), Some(0x1200));
-        assert_eq!(table.lookup(u64::MAX), Some(0x1300));
+        assert_eq!(table.lookup(0x800), Some((0x800, 0x1200)));
+        assert_eq!(table.lookup(0x17ff), Some((0x800, 0x1200)));
+        assert_eq!(table.lookup(u64::MAX), Some((0x1800, 0x1300)));
+        assert_eq!(table.len(), 2);
     }
 
     #[test]
     fn a_count_that_is_not_true_leads_nowhere_else() {
         let table = SearchTable::parse(0, table(u32::MAX, &[[0x10, 0x20]])).unwrap();
-        assert_eq!(table.lookup(0x10), Some(0x20));
+        assert_eq!(table.lookup(0x10), Some((0x10, 0x20)));
+        assert_eq!(table.len(), 1);
     }
 
     #[test]

@@ -8,7 +8,11 @@ use gimli::{
 };
 use profiler_common::unwind::{Row, WalkEnd};
 
-use super::{convert::row_of, index::Index, search_table::SearchTable};
+use super::{
+    convert::row_of,
+    index::{Index, count},
+    search_table::SearchTable,
+};
 
 pub(super) type Slice<'data> = EndianSlice<'data, LittleEndian>;
 /// What many functions have in common.
@@ -36,7 +40,9 @@ pub(super) struct Table {
     bytes: Vec<u8>,
     bases: BaseAddresses,
     search_table: Option<SearchTable>,
-    /// Built when the linker's table is missing, or leads to something that does not hold the address.
+    /// Whether the search table has all functions, once that was asked.
+    has_all: OnceLock<bool>,
+    /// Built when the linker's table is missing, or is seen not to be as it should.
     index: OnceLock<Index>,
 }
 
@@ -50,13 +56,22 @@ impl Table {
     /// `.eh_frame` that is loaded at an address.
     pub(super) fn eh_frame(address: u64, bytes: Vec<u8>, search_table: Option<SearchTable>) -> Self {
         let bases = BaseAddresses::default().set_eh_frame(address);
-        Self { form: Form::EhFrame { address }, bytes, bases, search_table, index: OnceLock::new() }
+        Self::new(Form::EhFrame { address }, bytes, bases, search_table)
     }
 
     /// `.debug_frame`, which is not loaded.
     pub(super) fn debug_frame(bytes: Vec<u8>) -> Self {
         let bases = BaseAddresses::default();
-        Self { form: Form::DebugFrame, bytes, bases, search_table: None, index: OnceLock::new() }
+        Self::new(Form::DebugFrame, bytes, bases, None)
+    }
+
+    const fn new(
+        form: Form,
+        bytes: Vec<u8>,
+        bases: BaseAddresses,
+        search_table: Option<SearchTable>,
+    ) -> Self {
+        Self { form, bytes, bases, search_table, has_all: OnceLock::new(), index: OnceLock::new() }
     }
 
     /// How much memory it takes, in bytes, but for an index of our own, which takes less.
@@ -138,21 +153,31 @@ impl Table {
         let parse = |offset: usize| {
             let cie =
                 |section: &S, bases: &BaseAddresses, offset| cie_at(section, &self.bytes, bases, offset);
-            let fde = section.fde_from_offset(&self.bases, offset.into(), cie).ok()?;
-            fde.contains(svma).then_some(fde)
+            section.fde_from_offset(&self.bases, offset.into(), cie).ok()
         };
-        let found = self.search(svma).and_then(parse);
-        found.or_else(|| {
-            let index = self.index.get_or_init(|| Index::build(section, &self.bytes, &self.bases));
-            index.lookup(svma).and_then(parse)
-        })
-    }
-
-    /// The offset to which the linker's table leads.
-    fn search(&self, svma: u64) -> Option<usize> {
-        let Form::EhFrame { address } = self.form else { return None };
-        let found = self.search_table.as_ref()?.lookup(svma)?;
-        usize::try_from(found.checked_sub(address)?).ok()
+        let holds = |fde: &Fde<'_>| fde.contains(svma);
+        if let (Form::EhFrame { address }, Some(search_table)) = (self.form, &self.search_table) {
+            let is_as_said = match search_table.lookup(svma) {
+                Some((start, described)) => {
+                    let offset =
+                        described.checked_sub(address).and_then(|offset| usize::try_from(offset).ok());
+                    let fde = offset.and_then(parse);
+                    if fde.as_ref().is_some_and(holds) {
+                        return fde;
+                    }
+                    fde.is_some_and(|fde| fde.initial_address() == start)
+                }
+                None => true,
+            };
+            // An index takes long to build, and code that nothing is said about is no reason: V8 brings a lot of it.
+            if is_as_said
+                && *self.has_all.get_or_init(|| count(section, &self.bases) == Some(search_table.len()))
+            {
+                return None;
+            }
+        }
+        let index = self.index.get_or_init(|| Index::build(section, &self.bytes, &self.bases));
+        index.lookup(svma).and_then(parse).filter(holds)
     }
 }
 
@@ -220,6 +245,19 @@ mod tests {
             assert_eq!(table.row(0x1001), sp(16), "{fde}");
             assert_eq!(table.index.get().is_none(), fde == first, "an index only where it is needed: {fde}");
             assert_eq!(table.row(0x2001), sp(32), "{fde}");
+        }
+    }
+
+    #[test]
+    fn what_a_search_table_of_all_functions_leaves_out_is_not_looked_for() {
+        let frames = assemble::EhFrame::new();
+        let only = frames.len();
+        let bytes = frames.function(0x1000, 16, &[]).finish();
+        for (start, needs_index) in [(0x1000, false), (0x1001, true)] {
+            let table = Table::eh_frame(ADDRESS, bytes.clone(), Some(search_table(start, only)));
+            assert_eq!(table.row(0x1010), None);
+            assert_eq!(table.row(0x1008), sp(8));
+            assert_eq!(table.index.get().is_some(), needs_index, "{start:x}");
         }
     }
 

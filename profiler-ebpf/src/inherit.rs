@@ -1,0 +1,92 @@
+//! What a child process has from its parent: a copy of every block.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
+use profiler_common::{
+    call::InFlight,
+    counters::Counter,
+    heap::{LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey},
+};
+
+use crate::{
+    counters::{add, count},
+    inflight::NO_EXIST,
+    maps::{INFLIGHT, LIVE, TOTALS},
+};
+
+/// Whose blocks are whose from now on.
+#[repr(C)]
+struct Inheritance {
+    parent: u64,
+    child: u64,
+}
+
+/// Gives one owner all blocks of another one; both have them from then on.
+///
+/// What other threads of the parent allocate and free between the copy of its memory and this one is taken as it is now.
+#[inline(always)]
+pub fn inherit_blocks(parent: u64, child: u64) {
+    let mut inheritance = Inheritance { parent, child };
+    let map = (&raw const LIVE).cast_mut().cast();
+    // SAFETY: the callback has the signature that the helper asks for, and `inheritance` outlives the call.
+    unsafe {
+        bpf_for_each_map_elem(map, inherit_entry as *mut c_void, (&raw mut inheritance).cast(), 0);
+    };
+}
+
+unsafe extern "C" fn inherit_entry(
+    _map: *mut c_void,
+    key: *const LiveKey,
+    block: *const LiveBlock,
+    inheritance: *mut c_void,
+) -> i64 {
+    // SAFETY: `inherit_blocks` passes an `Inheritance` of its own; the entry is there for as long as this runs.
+    let (key, inheritance) = unsafe { (&*key, &*inheritance.cast::<Inheritance>()) };
+    // Those that were just added may be met, too.
+    if key.owner == inheritance.parent {
+        // SAFETY: as above.
+        let inherited = count_inherited(inheritance.child, unsafe { &*block });
+        let key = LiveKey { address: key.address, owner: inheritance.child };
+        if LIVE.insert(key, inherited, NO_EXIST).is_err() {
+            count(inheritance.child as u32, Counter::UninheritedBlocks, 1);
+            crate::record::freed(inheritance.child, &inherited);
+        }
+    }
+    0
+}
+
+/// Counts a block among those that an owner has from its parent; gives it as it is to be kept.
+#[inline(always)]
+fn count_inherited(owner: u64, block: &LiveBlock) -> LiveBlock {
+    let mut inherited = block.inherited(block.stack);
+    let key = TotalsKey::of(owner, &inherited);
+    if TOTALS.get_ptr(key).is_none() && TOTALS.insert(key, Totals::default(), NO_EXIST).is_err() {
+        count(owner as u32, Counter::TotalsFull, 1);
+        inherited = block.inherited(OVERFLOW_STACK);
+    }
+    if let Some(totals) = crate::record::totals_of(owner, &inherited) {
+        // SAFETY: aligned words of a map value.
+        unsafe {
+            add(&raw mut (*totals).alloc_objects, 1);
+            add(&raw mut (*totals).alloc_bytes, block.size_bytes());
+        }
+    }
+    inherited
+}
+
+/// Goes on in the child with the call that the thread was in that forked, if it was in one: it comes back in both.
+#[inline(always)]
+pub fn inherit_call(pid_tgid: u64, owner: u64) {
+    let Some(call) = INFLIGHT.get_ptr(pid_tgid) else { return };
+    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
+    let mut call: InFlight = unsafe { *call };
+    let tgid = owner & u64::from(u32::MAX);
+    if call.old_address != 0 {
+        call.old = count_inherited(owner, &call.old);
+    }
+    if INFLIGHT.insert(tgid << 32 | tgid, call, 0).is_err() {
+        count(tgid as u32, Counter::InflightFull, 1);
+        crate::inflight::put_back(owner, call.old_address, &call.old);
+    }
+}

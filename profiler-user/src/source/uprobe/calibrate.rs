@@ -1,0 +1,135 @@
+//! What a trap costs on this machine, measured on functions of our own.
+//!
+//! The programs do nothing for a process that is not watched, as heaptap itself is not, so that what is measured is the
+//! trap and the way into the program.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use aya::programs::{
+    ProgramError, UProbe,
+    uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::source::cost::TrapCost;
+
+/// Why no cost could be measured.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CalibrateError {
+    /// Our own mappings could not be read.
+    #[error("cannot read heaptap's own mappings")]
+    Maps(#[from] procfs::ProcError),
+    /// A function of our own is in no mapping of a file: a defect of this build.
+    #[error("heaptap's function at {address:#x} is in none of its files")]
+    NotMapped {
+        /// Its address.
+        address: u64,
+    },
+    /// The kernel refused a probe.
+    #[error("the kernel refused a probe on heaptap itself")]
+    Probe(#[from] ProgramError),
+    /// The probes were not hit, or time stood still.
+    #[error("a trap seems to cost nothing")]
+    Nothing,
+}
+
+/// Calls of a function in a batch.
+const CALLS: u32 = 10;
+
+/// Batches, of whose times the median counts: interrupts may come in between.
+const BATCHES: usize = 25;
+
+/// After so much time, fewer batches are enough: a virtual machine may take 100 µs to single-step.
+const ENOUGH: Duration = Duration::from_millis(3);
+
+/// Begins with an instruction that the kernel carries out itself (`push_setup_xol_ops` in arch/x86/kernel/uprobes.c),
+/// as most functions of allocators do.
+#[unsafe(naked)]
+extern "C" fn emulated() {
+    core::arch::naked_asm!("push rbp", "pop rbp", "ret")
+}
+
+/// Begins with one that it has to single-step.
+#[unsafe(naked)]
+extern "C" fn stepped() {
+    core::arch::naked_asm!("test edi, edi", "ret")
+}
+
+/// Measures. Takes some milliseconds; the links that it gives, to be dropped, take a tenth of a second each to go.
+pub(super) fn calibrate(
+    entry: &mut UProbe,
+    back: &mut UProbe,
+) -> Result<(TrapCost, Vec<UProbeLink>), CalibrateError> {
+    let plain_ns = time_ns(emulated);
+    let mut links = vec![attach(entry, stepped)?];
+    let stepped_ns = time_ns(stepped) - plain_ns;
+    links.push(attach(entry, emulated)?);
+    let entry_ns = time_ns(emulated) - plain_ns;
+    links.push(attach(back, emulated)?);
+    let return_ns = time_ns(emulated) - plain_ns - entry_ns;
+    if entry_ns <= 0.0 || stepped_ns <= 0.0 || return_ns <= 0.0 {
+        return Err(CalibrateError::Nothing);
+    }
+    Ok((TrapCost { entry_ns, stepped_ns, return_ns }, links))
+}
+
+/// Attaches to a function of our own, in no other process.
+fn attach(program: &mut UProbe, function: extern "C" fn()) -> Result<UProbeLink, CalibrateError> {
+    let location = UProbeAttachLocation::AbsoluteOffset(file_offset(function)?);
+    let scope =
+        NonZeroU32::new(std::process::id()).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+    let link = program.attach(location, "/proc/self/exe", scope)?;
+    Ok(program.take_link(link)?)
+}
+
+/// Where a function lies in our executable, in bytes.
+fn file_offset(function: extern "C" fn()) -> Result<u64, CalibrateError> {
+    let address = function as usize as u64;
+    let maps = procfs::process::Process::myself()?.maps()?;
+    let map =
+        maps.into_iter().find(|map| (map.address.0..map.address.1).contains(&address) && map.inode != 0);
+    let map = map.ok_or(CalibrateError::NotMapped { address })?;
+    Ok(address - map.address.0 + map.offset)
+}
+
+/// The CPU time of this thread: others may want the processor meanwhile, and on a busy machine have it most of the time.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// Nanoseconds of a call.
+fn time_ns(function: extern "C" fn()) -> f64 {
+    let began = cpu_time();
+    let mut batches = Vec::with_capacity(BATCHES);
+    while batches.len() < BATCHES && cpu_time().saturating_sub(began) < ENOUGH {
+        let start = cpu_time();
+        for _ in 0..CALLS {
+            std::hint::black_box(function)();
+        }
+        batches.push(cpu_time().saturating_sub(start));
+    }
+    batches.sort_unstable();
+    let median = batches.get(batches.len() / 2).copied().unwrap_or_default();
+    median.as_nanos() as f64 / f64::from(CALLS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_functions_begin_in_the_file_as_the_kernel_side_needs_them() {
+        let file = std::fs::read("/proc/self/exe").unwrap();
+        let at = |function| {
+            let offset = usize::try_from(file_offset(function).unwrap()).unwrap();
+            file[offset]
+        };
+        // push rbp; test r/m32, r32
+        assert_eq!((at(emulated), at(stepped)), (0x55, 0x85));
+    }
+
+    #[test]
+    fn calls_take_time() {
+        assert!(time_ns(emulated) > 0.0);
+    }
+}

@@ -1,0 +1,204 @@
+//! What the process pays, once a second, by a thread of its own.
+//!
+//! The kernel counts how often a program runs and for how long, but only where it is asked to, which costs each run some
+//! 40 ns: it is asked for a tenth of each second, and that stands for the whole.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    programs::{ProgramError, UProbe},
+    sys::{Stats, enable_stats},
+};
+
+use super::{
+    calibrate::calibrate,
+    kernel::{Kernel, RETURNS, STEPPED},
+    recording::lock,
+};
+use crate::source::cost::{Cost, Estimate, Excess, Hits, Tally, TrapCost};
+
+/// How long runs are counted.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// From the end of one slice to the start of the next.
+const PAUSE: Duration = Duration::from_millis(900);
+
+/// The same before the first, so that also recordings of a second have an estimate.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+
+/// Measures what the recorded process pays. Dropping it ends that.
+pub(super) struct Meter {
+    shared: Arc<Shared>,
+    /// Dropped to end the thread.
+    running: Mutex<Option<Sender<()>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    tally: Mutex<Tally>,
+    /// Blocks that were allocated and freed, as somebody has last seen them.
+    allocated: AtomicU64,
+    freed: AtomicU64,
+}
+
+impl Meter {
+    /// Begins to measure; `None` where that is not possible, which is logged. With `with_children` the programs also run for
+    /// others than the process, whose CPU time then says nothing.
+    pub(super) fn start(kernel: &Kernel, pid: u32, with_children: bool) -> Option<Self> {
+        let shared = Arc::new(Shared::default());
+        let (running, stop) = mpsc::channel();
+        let programs = kernel.handles().map_err(|error| failed(&error)).ok()?;
+        let work = Work {
+            shared: Arc::clone(&shared),
+            stop,
+            programs,
+            process: (!with_children).then_some(i32::try_from(pid).ok()?),
+        };
+        let thread = std::thread::Builder::new().name("heaptap-meter".to_owned());
+        let thread = thread.spawn(move || work.run()).map_err(|error| failed(&error)).ok()?;
+        Some(Self { shared, running: Mutex::new(Some(running)), thread: Some(thread) })
+    }
+
+    /// What it has cost so far; `None` where that is not known, or not yet.
+    pub(super) fn cost(&self) -> Option<Cost> {
+        lock(&self.shared.tally).cost()
+    }
+
+    /// Notes why the recording is ended.
+    pub(super) fn exceeded(&self, excess: Excess) {
+        lock(&self.shared.tally).exceeded(excess);
+    }
+
+    /// Notes what was counted, for kernels that do not say how often programs run.
+    pub(super) fn note(&self, allocated: u64, freed: u64) {
+        self.shared.allocated.store(allocated, Ordering::Relaxed);
+        self.shared.freed.store(freed, Ordering::Relaxed);
+    }
+
+    /// Ends it. What it has measured stays.
+    pub(super) fn stop(&self) {
+        drop(lock(&self.running).take());
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.stop();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that measures the cost failed");
+        }
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error, "what the recording costs is not known");
+}
+
+/// What the thread has.
+struct Work {
+    shared: Arc<Shared>,
+    stop: Receiver<()>,
+    programs: Vec<(&'static str, UProbe)>,
+    /// The process whose CPU time is looked at.
+    process: Option<i32>,
+}
+
+impl Work {
+    fn run(mut self) {
+        let Some((trap, links)) = self.calibrate() else { return };
+        tracing::debug!(?trap, "calibrated");
+        lock(&self.shared.tally).calibrated(trap);
+        // By another thread, for it takes a tenth of a second each. Where there is none, the closure is dropped here.
+        let detaching = std::thread::Builder::new().name("heaptap-meter".to_owned());
+        let detaching = detaching.spawn(move || drop(links)).ok();
+        let mut before = (Instant::now(), self.cpu_seconds());
+        let mut pause = FIRST_PAUSE;
+        while self.wait(pause) {
+            pause = PAUSE;
+            let Some((hits, time)) = self.slice() else { break };
+            let now = (Instant::now(), self.cpu_seconds());
+            let window = now.0.duration_since(before.0);
+            let taken_cpu =
+                now.1.zip(before.1).map(|(now, before)| (now - before).max(0.0) / window.as_secs_f64());
+            before = now;
+            let estimate = Estimate::new(now.0, hits, time.as_secs_f64(), trap, taken_cpu);
+            lock(&self.shared.tally).add(estimate, window);
+        }
+        if detaching.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that takes the calibration's probes out failed");
+        }
+    }
+
+    fn calibrate(&mut self) -> Option<(TrapCost, Vec<aya::programs::uprobe::UProbeLink>)> {
+        let mut of = |name: &str| {
+            let place = self.programs.iter().position(|(program, _)| *program == name)?;
+            Some(self.programs.swap_remove(place))
+        };
+        let (mut entry, mut back) = of("free_enter").zip(of(RETURNS))?;
+        let calibrated = calibrate(&mut entry.1, &mut back.1).map_err(|error| failed(&error)).ok();
+        self.programs.extend([entry, back]);
+        calibrated
+    }
+
+    /// Waits; `false` when it is over.
+    fn wait(&self, time: Duration) -> bool {
+        matches!(self.stop.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
+    /// The hits of a while, and how long that was; `None` when it is over.
+    fn slice(&self) -> Option<(Hits, Duration)> {
+        let stats: Option<OwnedFd> = enable_stats(Stats::RunTime)
+            .inspect_err(|error| tracing::debug!(%error, "the kernel does not count runs"))
+            .ok();
+        let hits = || match &stats {
+            Some(_) => self.runs().ok(),
+            None => Some(self.counted()),
+        };
+        let time = if stats.is_some() { SLICE } else { PAUSE };
+        let (start, before) = (Instant::now(), hits()?);
+        if !self.wait(time) {
+            return None;
+        }
+        let (now, elapsed) = (hits()?, start.elapsed());
+        Some((now.since(before), elapsed))
+    }
+
+    /// What the kernel has counted.
+    fn runs(&self) -> Result<Hits, ProgramError> {
+        let mut hits = Hits::default();
+        for (name, program) in &self.programs {
+            let info = program.info()?;
+            let count = match *name {
+                RETURNS => &mut hits.returns,
+                STEPPED => &mut hits.stepped,
+                _ => &mut hits.entries,
+            };
+            *count += info.run_count();
+            hits.run_ns += u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+        }
+        Ok(hits)
+    }
+
+    /// What was counted of blocks: less than happens, for calls within calls and what the programs do are not in it.
+    fn counted(&self) -> Hits {
+        let allocated = self.shared.allocated.load(Ordering::Relaxed);
+        let freed = self.shared.freed.load(Ordering::Relaxed);
+        Hits { entries: allocated + freed, returns: allocated, ..Hits::default() }
+    }
+
+    /// The CPU time of the process, in seconds.
+    fn cpu_seconds(&self) -> Option<f64> {
+        let stat = procfs::process::Process::new(self.process?).and_then(|process| process.stat()).ok()?;
+        Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+    }
+}

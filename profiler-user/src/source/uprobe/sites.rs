@@ -1,0 +1,105 @@
+//! Which program goes where: an allocator's functions, and the loader's announcement.
+
+use std::path::PathBuf;
+
+use profiler_common::{
+    call::{Convention, Outcome, Shape},
+    counters::Counter,
+};
+
+use crate::target::{
+    allocator::Allocator,
+    hooks::Back,
+    loader,
+    maps::{AddressSpace, Module},
+};
+
+/// A place where a program is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Site {
+    /// The program.
+    pub(super) program: &'static str,
+    /// What it is told.
+    pub(super) cookie: u64,
+    /// The function, for people.
+    pub(super) function: String,
+    /// The file, as the process names it.
+    pub(super) path: String,
+    /// A path that leads to the file for as long as the address space is there.
+    pub(super) held_path: PathBuf,
+    /// Where in the file, in bytes.
+    pub(super) offset: u64,
+}
+
+impl Site {
+    /// Whether it is the returns from there that count.
+    pub(super) fn is_return(&self) -> bool {
+        self.program == ALLOC_RETURN
+    }
+}
+
+/// The program that is attached to returns.
+const ALLOC_RETURN: &str = "alloc_return";
+
+/// Where the programs go for these allocators, each with its number, which were found in `space`.
+pub(super) fn of_allocators<'found>(
+    allocators: impl Iterator<Item = (u8, &'found Allocator)>,
+    space: &AddressSpace,
+) -> Vec<Site> {
+    let mut sites = Vec::new();
+    for (number, allocator) in allocators {
+        // An allocator was found by reading this file, so that it is held.
+        let Some(module) = space.modules().get(allocator.module) else { continue };
+        for hook in &allocator.hooks {
+            let mut add = |program, offset, cookie| {
+                sites.push(site(module, program, hook.names.join(", "), offset, cookie));
+            };
+            let Some(convention) = hook.shape.convention() else {
+                let (program, cookie) = match hook.shape {
+                    Shape::Destroy => ("loss_enter", Counter::DestroyedHeaps as u64),
+                    Shape::Unsized => ("loss_enter", Counter::UnsizedAllocations as u64),
+                    Shape::Unmap => ("unmap_enter", Convention::default().of_allocator(number).cookie()),
+                    _ => ("free_enter", 0),
+                };
+                add(program, hook.site.offset, cookie);
+                continue;
+            };
+            let mut cookie = convention.of_allocator(number);
+            if let Some(told) = hook.state_distance.and_then(|distance| cookie.with_state_at(distance)) {
+                cookie = told;
+            }
+            if hook.jumps {
+                cookie = cookie.jumps();
+            }
+            match &hook.back {
+                Back::Rets(offsets) => {
+                    cookie = cookie.by_ret();
+                    for &offset in offsets {
+                        add("alloc_ret", offset, 0);
+                    }
+                }
+                // Such functions do not throw, so that a hijacked return address is safe here.
+                Back::ReturnProbe | Back::Unseen => add(ALLOC_RETURN, hook.site.offset, 0),
+            }
+            let entry = if Outcome::is_mapping(cookie.outcome()) { "map_enter" } else { "alloc_enter" };
+            add(entry, hook.site.offset, cookie.cookie());
+        }
+    }
+    sites
+}
+
+/// The loader as a module, and the function that it calls around every change of what is mapped; `None` where there is no such
+/// loader.
+pub(super) fn of_loader(space: &AddressSpace) -> Option<(usize, Site)> {
+    let loader = loader::find(space)?;
+    let module = space.modules().get(loader.module)?;
+    module.held_path()?;
+    let function = loader::ANNOUNCEMENT.to_owned();
+    let offset = loader.announcement_offset;
+    Some((loader.module, site(module, "loader_change", function, offset, loader.state_distance())))
+}
+
+fn site(module: &Module, program: &'static str, function: String, offset: u64, cookie: u64) -> Site {
+    let held_path = module.held_path().unwrap_or_else(|| PathBuf::from(&module.path));
+    Site { program, cookie, function, path: module.path.clone(), held_path, offset }
+}
