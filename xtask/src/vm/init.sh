@@ -15,14 +15,25 @@ busybox dmesg -n 1
 export PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8
 export HEAPTAP_BIN=/heaptap HEAPTAP_GUESTS=/guests RUST_BACKTRACE=0
 
+# Runs the test binary $name.
+run() {
+    # A session of its own: there is no terminal whose signals could reach it. Options are words.
+    busybox setsid "/tests/$name" --test-threads=1 $options </dev/null 2>&1
+    echo "@@ end $name $?"
+}
+
 /heaptap doctor 2>&1
 echo "@@ doctor $?"
 while read -r name options; do
     case ",$SUITES," in *",$name,"*) ;; *) continue ;; esac
     echo "@@ begin $name"
-    # A session of its own: there is no terminal whose signals could reach it. Options are words.
-    busybox setsid "/tests/$name" --test-threads=1 $options </dev/null 2>&1
-    echo "@@ end $name $?"
+    run | busybox tee /tmp/said
+    # An emulated processor may stand still for longer than the ring buffer lasts while the other one goes on: the emulator is a
+    # process of a busy machine. heaptap has said so then, and is asked once more.
+    if ! busybox grep -q "^@@ end $name 0" /tmp/said && busybox grep -q "counter: ring_full" /tmp/said; then
+        echo "@@ again $name"
+        run
+    fi
 done </suites
 echo "@@ dmesg"
 busybox dmesg

@@ -56,6 +56,8 @@ struct Suite {
     /// What libtest says at its end of tests that failed: what they wrote, and their names.
     failures: Vec<String>,
     failed: Vec<String>,
+    /// Those that failed at a first attempt, in which heaptap said that it had lost stacks.
+    failed_before: Vec<String>,
 }
 
 impl Suite {
@@ -71,6 +73,12 @@ impl Suite {
             self.failures.push(line.to_owned());
             self.failed.extend(line.strip_prefix("    ").map(str::to_owned));
         }
+    }
+
+    /// Forgets a first attempt but for what failed in it.
+    fn begin_again(&mut self) {
+        let (name, failed_before) = (std::mem::take(&mut self.name), std::mem::take(&mut self.failed));
+        *self = Self { name, failed_before, ..Self::default() };
     }
 
     fn passed(&self) -> bool {
@@ -103,6 +111,12 @@ impl Outcome {
             Some(["begin", name]) => {
                 self.stage = Stage::Testing;
                 self.running = find(&self.suites, name);
+            }
+            Some(["again", name]) => {
+                self.running = find(&self.suites, name);
+                if let Some(suite) = self.running.and_then(|at| self.suites.get_mut(at)) {
+                    suite.begin_again();
+                }
             }
             Some(["end", name, status]) => {
                 if let Some(suite) = find(&self.suites, name).and_then(|at| self.suites.get_mut(at)) {
@@ -173,6 +187,9 @@ impl fmt::Display for Outcome {
             writeln!(f, "  {:<14} {verdict:<6} {passed} passed, {failed} failed", suite.name)?;
         }
         for suite in &self.suites {
+            for test in &suite.failed_before {
+                writeln!(f, "  run again, since stacks were lost: {}: {test}", suite.name)?;
+            }
             for test in &suite.failed {
                 writeln!(f, "  failed: {}: {test}", suite.name)?;
             }
@@ -259,6 +276,25 @@ mod tests {
         assert!(text.contains("failed: ledger: frames::are_whole\n"), "{text}");
         assert!(!text.contains("failed: ledger: some_function"), "{text}");
         assert!(text.contains("ledger: the profile differs in\n"), "{text}");
+    }
+
+    #[test]
+    fn what_counts_is_the_second_attempt_where_there_is_one() {
+        let attempt = |result, status| {
+            ["test frames::are_whole ... x", "failures:", "    frames::are_whole", result, status]
+        };
+        let failed = attempt("test result: FAILED. 1 passed; 1 failed; 0 ignored", "@@ end ledger 101");
+        let lines = |second: &[&'static str]| {
+            let first = ["@@ doctor 0", "@@ begin ledger"].iter().chain(&failed).chain(&["@@ again ledger"]);
+            heard(&first.chain(second).chain(&["@@ dmesg", "@@ done"]).copied().collect::<Vec<_>>())
+        };
+        let passed = lines(&[RESULT, "@@ end ledger 0"]);
+        assert!(passed.passed());
+        let text = passed.to_string();
+        assert!(text.contains("since stacks were lost: ledger: frames::are_whole\n"), "{text}");
+        assert!(text.contains("2 passed, 0 failed") && !text.contains("failed: ledger"), "{text}");
+        assert!(!lines(&failed).passed());
+        assert!(!lines(&[]).passed(), "it did not get to the end of it");
     }
 
     #[test]
