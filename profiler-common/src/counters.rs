@@ -44,10 +44,12 @@ pub enum Counter {
     UnfollowedChildren = 18,
     /// Blocks that a child has from its parent, of which nothing is known.
     UninheritedBlocks = 19,
+    /// Stacks that user space has no room for.
+    UnkeptStacks = 20,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 20;
+pub const COUNTERS: usize = 21;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,6 +199,12 @@ pub const REGISTRY: [Description; COUNTERS] = [
         name: "uninherited_blocks",
         severity: Severity::Loss,
         help: "blocks missing from what a child has of its parent's because the table of live blocks was full; their frees are unknown_frees",
+    },
+    Description {
+        counter: Counter::UnkeptStacks,
+        name: "unkept_stacks",
+        severity: Severity::Loss,
+        help: "times that a stack was not kept because --memory-limit leaves no room for it; its allocations are unsent_stacks",
     },
 ];
 

@@ -20,6 +20,8 @@ pub mod http;
 
 pub mod text;
 
+pub mod footprint;
+
 pub mod profile;
 
 pub mod ledger;

@@ -66,11 +66,13 @@ const fn recorded(path: &'static str, package: &'static str) -> Need {
 }
 
 /// Allocators, and what links programs with them.
-pub(crate) const ALLOCATORS: [Need; 5] = [
+pub(crate) const ALLOCATORS: [Need; 7] = [
     linked(Sign::Program("musl-gcc"), "musl-tools"),
     linked(Sign::File("/usr/include/jemalloc/jemalloc.h"), "libjemalloc-dev"),
     linked(Sign::File("/usr/include/gperftools/tcmalloc.h"), "libgoogle-perftools-dev"),
     linked(Sign::File("/usr/include/mimalloc.h"), "libmimalloc-dev"),
+    looked_at("/usr/lib/x86_64-linux-gnu/libtbbmalloc_proxy.so.2", "libtbbmalloc2"),
+    looked_at("/usr/lib/x86_64-linux-gnu/libdmallocth.so.5", "libdmalloc5"),
     Need {
         sign: Sign::Program("make"),
         package: "make",
@@ -80,6 +82,10 @@ pub(crate) const ALLOCATORS: [Need; 5] = [
 
 const fn linked(sign: Sign, package: &'static str) -> Need {
     Need { sign, package, purpose: "has an allocator that the tests' programs are linked with" }
+}
+
+const fn looked_at(path: &'static str, package: &'static str) -> Need {
+    Need { sign: Sign::File(path), package, purpose: "has an allocator that the tests look at" }
 }
 
 /// Heap profilers that heaptap is compared with.

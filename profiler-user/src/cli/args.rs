@@ -244,32 +244,50 @@ impl From<SymbolArgs> for symbolize::Options {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Capacities")]
 pub struct CapacityArgs {
+    /// The most memory that heaptap may take, with what the kernel keeps for it, such as 512MiB. What has no room is counted,
+    /// and said: blocks that inuse_* lacks, and allocations without their stack. With --follow-forks each process's
+    /// stacks are beside it [default: a quarter of the machine's, from 256MiB to 2GiB].
+    #[arg(long, value_name = "SIZE", value_parser = memory_bytes)]
+    pub memory_limit: Option<u64>,
+
     /// Live blocks to follow; beyond that inuse_* falls short, and says by how much [default: one for every 64 bytes of
-    /// the process, from 2097152 to 16777216].
+    /// the process, from 2097152 to 16777216, as far as the memory goes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: Option<u32>,
 
-    /// Stacks, times the block sizes of each, to tell apart; beyond that allocations are counted without their stack.
-    #[arg(long, value_name = "N", default_value_t = Capacities::default().totals,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub max_stacks: u32,
+    /// Stacks, times the block sizes of each, to tell apart; beyond that allocations are counted without their stack
+    /// [default: 262144, as far as the memory goes].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_stacks: Option<u32>,
 
     /// Frames to keep of a stack, counted from the leaf; deeper ones are cut, and say so.
     #[arg(long, value_name = "N", default_value_t = Capacities::default().stack_depth,
           value_parser = clap::value_parser!(u32).range(1..=MAX_FRAMES as i64))]
     pub stack_depth: u32,
 
-    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096.
-    #[arg(long, value_name = "BYTES", default_value_t = Capacities::default().ring_bytes, value_parser = ring_bytes)]
-    pub ring_bytes: u32,
+    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096 [default: 33554432, but no more than an eighth of
+    /// the memory].
+    #[arg(long, value_name = "BYTES", value_parser = ring_bytes)]
+    pub ring_bytes: Option<u32>,
 }
 
 impl CapacityArgs {
     /// What to set up for a process that has `rss_bytes` of memory.
     pub fn for_process(self, rss_bytes: u64) -> Capacities {
-        let Self { max_live, max_stacks, stack_depth, ring_bytes } = self;
-        let live_blocks = max_live.unwrap_or_else(|| Capacities::live_blocks_for(rss_bytes));
-        Capacities { live_blocks, totals: max_stacks, ring_bytes, stack_depth }
+        let Self { memory_limit, max_live, max_stacks, stack_depth, ring_bytes } = self;
+        let limit_bytes = memory_limit.unwrap_or_else(|| {
+            let machine_bytes =
+                <procfs::Meminfo as procfs::Current>::current().map_or(0, |memory| memory.mem_total);
+            Capacities::default_memory_bytes(machine_bytes)
+        });
+        let fitting = Capacities::within(limit_bytes, rss_bytes);
+        Capacities {
+            live_blocks: max_live.unwrap_or(fitting.live_blocks),
+            totals: max_stacks.unwrap_or(fitting.totals),
+            ring_bytes: ring_bytes.unwrap_or(fitting.ring_bytes),
+            stack_depth,
+            ..fitting
+        }
     }
 }
 
@@ -280,6 +298,15 @@ fn interval_bytes(text: &str) -> Result<u64, String> {
         return Ok(bytes);
     }
     Err("it has to be a size from 1 (every allocation) to 1TiB, such as 512KiB".to_owned())
+}
+
+/// The memory that heaptap may take.
+fn memory_bytes(text: &str) -> Result<u64, String> {
+    let bytes = text.parse::<bytesize::ByteSize>()?.as_u64();
+    if bytes >= Capacities::LEAST_MEMORY_BYTES {
+        return Ok(bytes);
+    }
+    Err("it has to be a size of 128MiB or more, such as 512MiB".to_owned())
 }
 
 /// The kernel wants a power of two of whole pages (`ringbuf_map_alloc` in kernel/bpf/ringbuf.c).
@@ -317,6 +344,21 @@ mod tests {
         assert!(parse(&["--pid", "1", "--max-overhead", "0"]).is_err());
         assert!(parse(&["--pid", "1", "--exact"]).is_ok());
         assert!(parse(&["--pid", "1", "--exact", "--max-overhead", "2.5"]).is_err());
+    }
+
+    #[test]
+    fn what_is_asked_for_goes_before_what_fits_the_memory() {
+        let parsed = |arguments: &[&str]| {
+            let all = [&["heaptap", "record", "--pid", "1"], arguments].concat();
+            let Command::Record(args) = Cli::try_parse_from(all).unwrap().command else { unreachable!() };
+            args.capacities.for_process(0)
+        };
+        let small = parsed(&["--memory-limit", "128MiB"]);
+        assert_eq!(small, Capacities::within(128 << 20, 0));
+        let asked = parsed(&["--memory-limit", "128MiB", "--max-live", "7", "--max-stacks", "8"]);
+        assert_eq!(asked, Capacities { live_blocks: 7, totals: 8, ..small });
+        assert!(memory_bytes("100MiB").unwrap_err().contains("128MiB"));
+        assert!(memory_bytes("much").is_err());
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Writer<'_> {
     }
 
     fn location(&mut self, frame: &RawFrame) -> LocationId {
-        let mapping = frame.range.and_then(|index| self.mapping(index));
+        let mapping = frame.range().and_then(|index| self.mapping(index));
         let names = self.names.lines(frame, self.heap.space.ranges());
         let lines: Vec<_> = names.iter().map(line).collect();
         // A return address may already belong to the next line; the byte before it is of the call.
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn values_labels_and_stand_ins_come_out_as_the_heap_has_them() {
-        let frame = |address| RawFrame { address, range: None };
+        let frame = |address| RawFrame::new(address, None);
         let mut heap = RawHeap::empty();
         heap.stacks = vec![
             RawStack { frames: [frame(0x11), frame(0x21)].into(), end: WalkEnd::Whole },
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn addresses_are_those_of_the_calls() {
         let mut heap = RawHeap::empty();
-        let frames = vec![RawFrame { address: 0x1005, range: None }];
+        let frames = vec![RawFrame::new(0x1005, None)];
         heap.stacks = vec![RawStack { frames: frames.into(), end: WalkEnd::Whole }];
         heap.entries = vec![entry(StackRef::Known(0), 1, 1, 0)];
         let profile = profile(&heap, &Names::default()).unwrap();

@@ -49,7 +49,7 @@ impl Health {
 
 /// The file that a stack's last frame lies in.
 fn last_file(heap: &RawHeap, stack: &RawStack) -> String {
-    let range = stack.frames.last().and_then(|frame| heap.space.ranges().get(frame.range?));
+    let range = stack.frames.last().and_then(|frame| heap.space.ranges().get(frame.range()?));
     match range.map(|range| &range.content) {
         Some(Content::Module(index)) => {
             heap.space.modules().get(*index).map_or_else(String::new, |module| module.path.clone())
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn allocations_are_counted_by_the_end_of_their_stacks() {
-        let stack = |end| RawStack { frames: [RawFrame { address: 1, range: None }].into(), end };
+        let stack = |end| RawStack { frames: [RawFrame::new(1, None)].into(), end };
         let entry = |stack, alloc_objects| RawEntry {
             is_inherited: false,
             stack,

@@ -12,6 +12,7 @@ pub mod memory;
 
 use std::{
     collections::HashMap,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -112,13 +113,30 @@ pub struct RawStack {
     pub end: WalkEnd,
 }
 
-/// A frame.
+/// A frame. There may be tens of millions of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawFrame {
     /// The return address.
     pub address: u64,
+    /// What was mapped there when the stack was seen: the place in [`AddressSpace::ranges`] and 1.
+    range: Option<NonZeroU32>,
+}
+
+impl RawFrame {
+    /// A frame, by its return address and what was mapped there when the stack was seen, as a place in
+    /// [`AddressSpace::ranges`].
+    pub fn new(address: u64, range: Option<usize>) -> Self {
+        let number = |place: usize| NonZeroU32::new(u32::try_from(place.checked_add(1)?).ok()?);
+        Self { address, range: range.and_then(number) }
+    }
+
     /// What was mapped there when the stack was seen, as a place in [`AddressSpace::ranges`].
-    pub range: Option<usize>,
+    pub const fn range(&self) -> Option<usize> {
+        match self.range {
+            Some(number) => Some(number.get() as usize - 1),
+            None => None,
+        }
+    }
 }
 
 /// What blocks of one size class came to, allocated on one stack.

@@ -151,7 +151,7 @@ impl Names {
 
 /// The file and the offset in it of the call that a frame returns to.
 fn place(frame: &RawFrame, ranges: &[Range]) -> Option<(usize, u64)> {
-    let range = ranges.get(frame.range?)?;
+    let range = ranges.get(frame.range()?)?;
     let Content::Module(module) = range.content else { return None };
     let call = frame.address.checked_sub(1)?;
     Some((module, call.checked_sub(range.start)?.checked_add(range.offset)?))
@@ -160,7 +160,7 @@ fn place(frame: &RawFrame, ranges: &[Range]) -> Option<(usize, u64)> {
 /// Whether a frame's code may have been made while the program ran: it lies in no ELF file, but in memory without
 /// a file, in a file that is only memory (`memfd_create`), or in what is not mapped any more.
 fn may_be_made(frame: &RawFrame, heap: &RawHeap) -> bool {
-    let Some(range) = frame.range.and_then(|index| heap.space.ranges().get(index)) else { return true };
+    let Some(range) = frame.range().and_then(|index| heap.space.ranges().get(index)) else { return true };
     match &range.content {
         Content::Unnamed(name) => !matches!(name.as_str(), "[vdso]" | "[vsyscall]" | "[uprobes]"),
         Content::Module(module) => heap
@@ -189,8 +189,8 @@ mod tests {
         let mut space = AddressSpace::default();
         space.refresh(std::process::id()).unwrap();
         let address = a_function_of_ours as fn() -> u64 as usize as u64 + 1;
-        let known = RawFrame { address, range: space.find(address) };
-        let outside = RawFrame { address: 1, range: None };
+        let known = RawFrame::new(address, space.find(address));
+        let outside = RawFrame::new(1, None);
         let stack = RawStack { frames: [known, outside].into(), end: WalkEnd::Whole };
         let heap = RawHeap { stacks: vec![stack], space, ..RawHeap::empty() };
         let mut names = Names::default();
@@ -212,7 +212,7 @@ mod tests {
         let file = space.modules()[vdso].file.as_deref().unwrap();
         let inside = crate::target::elf::exported_address(file, "__vdso_clock_gettime").unwrap().unwrap();
         let address = start + inside + 2;
-        let frame = RawFrame { address, range: space.find(address) };
+        let frame = RawFrame::new(address, space.find(address));
         let stack = RawStack { frames: vec![frame].into(), end: WalkEnd::Whole };
         let heap = RawHeap { stacks: vec![stack], space, ..RawHeap::empty() };
         let mut names = Names::default();
@@ -229,7 +229,7 @@ mod tests {
         std::fs::write(map, "1000 10 made\n").unwrap();
         let mut names = Names::new(std::process::id(), Options::default());
         names.root = Some(Root::at(directory.path()).unwrap());
-        let frame = RawFrame { address: 0x1009, range: None };
+        let frame = RawFrame::new(0x1009, None);
         let stack = RawStack { frames: [frame].into(), end: WalkEnd::Whole };
         let heap = RawHeap { pid: u32::MAX, stacks: vec![stack], ..RawHeap::empty() };
         names.resolve(&heap);

@@ -60,6 +60,9 @@ pub mod site;
 #[cfg(test)]
 mod site_model;
 
+#[cfg(test)]
+mod site_listing;
+
 pub mod returns;
 
 pub mod calls;

@@ -23,7 +23,8 @@ pub struct RowSource {
     files: HashMap<usize, FileRows>,
     /// The JVM, if it was found.
     hotspot: Option<HotSpot>,
-    /// How much memory may still be taken for unwind information.
+    /// How much memory may be taken for unwind information, and how much of it may still be.
+    limit_bytes: usize,
     left_bytes: usize,
 }
 
@@ -43,13 +44,34 @@ struct FileRows {
 /// `mov $15, %rax; syscall`, which is rt_sigreturn.
 const SIGNAL_RETURN_BYTES: usize = 9;
 
-/// A JVM's files take 5 MiB, a browser's 40; a process can map any number of files that claim to have 256 each.
+/// For who does not say otherwise. A JVM's files take 5 MiB, a browser's 40; a process can map any number of files that claim to
+/// have 256 each.
 const INFO_LIMIT_BYTES: usize = 1 << 30;
 
 impl RowSource {
     /// Rows of the process `pid`, whose debug files are looked for in `places`.
     pub fn new(pid: u32, places: Places) -> Self {
-        Self { pid, places, files: HashMap::new(), hotspot: None, left_bytes: INFO_LIMIT_BYTES }
+        Self {
+            pid,
+            places,
+            files: HashMap::new(),
+            hotspot: None,
+            limit_bytes: INFO_LIMIT_BYTES,
+            left_bytes: INFO_LIMIT_BYTES,
+        }
+    }
+
+    /// The same, with so many bytes for unwind information.
+    #[must_use]
+    pub fn within(self, bytes: u64) -> Self {
+        let limit_bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(INFO_LIMIT_BYTES);
+        Self { limit_bytes, left_bytes: limit_bytes, ..self }
+    }
+
+    /// Rows of another process, whose debug files are where those of this one are.
+    #[must_use]
+    pub fn of_another(&self, pid: u32) -> Self {
+        Self::new(pid, self.places.clone()).within(self.limit_bytes as u64)
     }
 
     /// Where debug files are looked for.

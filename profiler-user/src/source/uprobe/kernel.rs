@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,12 +17,11 @@ use aya_log::EbpfLogger;
 use profiler_common::{
     counters::Counters,
     heap::{RowKey, Totals, TotalsKey},
-    limits,
     target::Target,
     unwind::{CachedRow, Row},
 };
 
-use super::{sampling::Sampling, tracefs};
+use super::{batch::Table, capacity::Capacities, sampling::Sampling, tracefs};
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,15 @@ pub enum KernelError {
         /// Why.
         reason: String,
     },
+    /// A map cannot be read.
+    #[error("cannot read the map `{map}`")]
+    Read {
+        /// Which one.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Kernel-side diagnostics cannot be read.
     #[error("cannot read the kernel side's diagnostics")]
     Log(#[source] Box<aya_log::Error>),
@@ -94,49 +103,14 @@ const LIFECYCLE: [(&str, &str); 2] =
 const CHILDREN: [(&str, &str); 2] =
     [("child_exit", "sched_process_exit"), ("child_exec", "sched_process_exec")];
 
-/// How much the kernel side may keep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacities {
-    /// Live blocks that are followed.
-    pub live_blocks: u32,
-    /// Pairs of a stack and a size class that are told apart.
-    pub totals: u32,
-    /// Size of the ring buffer, in bytes: a power of two, at least a page.
-    pub ring_bytes: u32,
-    /// Frames kept of a stack, counted from the leaf: at least 1, at most [`limits::MAX_FRAMES`].
-    pub stack_depth: u32,
-}
-
-impl Capacities {
-    /// Live blocks to follow in a process with so much memory: one for every 64 bytes, which is more than most programs
-    /// have, within the limits that keep an empty table affordable.
-    pub fn live_blocks_for(rss_bytes: u64) -> u32 {
-        let blocks = (rss_bytes / 64)
-            .clamp(limits::DEFAULT_MAX_LIVE.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
-            .next_power_of_two();
-        u32::try_from(blocks).unwrap_or(limits::LARGEST_DEFAULT_MAX_LIVE)
-    }
-}
-
-impl Default for Capacities {
-    fn default() -> Self {
-        Self {
-            live_blocks: limits::DEFAULT_MAX_LIVE,
-            totals: limits::DEFAULT_MAX_TOTALS,
-            ring_bytes: limits::DEFAULT_RING_BYTES,
-            stack_depth: limits::DEFAULT_FRAMES,
-        }
-    }
-}
-
 /// The loaded programs and their maps. Dropping it, and what it came with, takes everything out of the kernel.
 pub(super) struct Kernel {
     programs: Mutex<Ebpf>,
     sweep: RawTracePoint,
     follows_children: bool,
     pub(super) counters: HashMap<MapData, u32, Counters>,
-    pub(super) totals: HashMap<MapData, TotalsKey, Totals>,
-    pub(super) overflows: HashMap<MapData, TotalsKey, Totals>,
+    pub(super) totals: Table<TotalsKey, Totals>,
+    pub(super) overflows: Table<TotalsKey, Totals>,
     pub(super) sampling: Sampling,
 }
 
@@ -434,12 +408,5 @@ mod tests {
         assert_eq!(Newtask::parse(format), Some(Newtask { pid_offset: 8, flags_offset: 32 }));
         assert_eq!(Newtask::parse(&format.replace("size:8", "size:4")), None);
         assert_eq!(Newtask::parse(""), None);
-    }
-
-    #[test]
-    fn room_for_live_blocks_grows_with_the_process_within_limits() {
-        assert_eq!(Capacities::live_blocks_for(0), 1 << 21);
-        assert_eq!(Capacities::live_blocks_for((128 << 20) + 64), 1 << 22);
-        assert_eq!(Capacities::live_blocks_for(u64::MAX), 1 << 24);
     }
 }

@@ -22,7 +22,6 @@ use crate::target::{
     layout::{Layout, Place},
     maps::{AddressSpace, Content, Range},
     rows::RowSource,
-    separate::Places,
 };
 
 /// What the kernel has been taught of one process.
@@ -83,8 +82,8 @@ impl Learner {
         }
     }
 
-    /// The learner of a child process; `source` has its rows.
-    pub(super) fn inherited(&self, child: &Forked, source: RowSource) -> Self {
+    /// The learner of a child process.
+    pub(super) fn inherited(&self, child: &Forked) -> Self {
         let Forked { pid, image, epoch, is_empty, .. } = *child;
         let inherited = if is_empty { Taught::default() } else { self.taught.clone() };
         Self {
@@ -93,7 +92,7 @@ impl Learner {
             teaching: Arc::clone(&self.teaching),
             targets: Arc::clone(&self.targets),
             image,
-            source,
+            source: self.source.of_another(pid),
             epoch: Some(epoch),
             taught: Taught::default(),
             // What it walks like its parent need not be learned again.
@@ -116,11 +115,6 @@ impl Learner {
 
     fn teaching(&self) -> MutexGuard<'_, Teaching> {
         self.teaching.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where debug files of the process are.
-    pub(super) fn places(&self) -> &Places {
-        self.source.places()
     }
 
     /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.

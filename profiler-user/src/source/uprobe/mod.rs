@@ -2,6 +2,10 @@
 
 mod object;
 
+mod capacity;
+
+mod batch;
+
 mod sampling;
 
 mod kernel;
@@ -52,7 +56,9 @@ mod children;
 
 pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 
-pub use kernel::{Capacities, KernelError};
+pub use capacity::Capacities;
+
+pub use kernel::KernelError;
 
 pub use attach::AttachError;
 

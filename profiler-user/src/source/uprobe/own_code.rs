@@ -42,7 +42,7 @@ impl OwnCode {
     /// Whether a stack leads through such code, or its leaf is in a module that is nothing else.
     pub(super) fn is_in(&self, stack: &RawStack, space: &AddressSpace) -> bool {
         stack.frames.iter().enumerate().any(|(depth, frame)| {
-            let Some(range) = frame.range.and_then(|range| space.ranges().get(range)) else { return false };
+            let Some(range) = frame.range().and_then(|range| space.ranges().get(range)) else { return false };
             let Content::Module(module) = range.content else { return false };
             // A return address may lie behind the range that its call is in.
             let call = lookup(frame.address).wrapping_sub(range.start).wrapping_add(range.offset);
@@ -71,7 +71,7 @@ mod tests {
         };
         let space = AddressSpace::of(Vec::new(), vec![range(0x10_000, 0), range(0x20_000, 1)]);
         let stack = |addresses: &[u64]| {
-            let frame = |&address| RawFrame { address, range: space.find(lookup(address)) };
+            let frame = |&address| RawFrame::new(address, space.find(lookup(address)));
             let frames: Arc<[RawFrame]> = addresses.iter().map(frame).collect();
             RawStack { frames, end: WalkEnd::Whole }
         };

@@ -14,12 +14,13 @@ use profiler_common::{
 
 use super::{
     attach::{AttachError, Probes},
+    capacity::Capacities,
     capture::{Capture, CaptureError},
     children::Common,
     drain::Drain,
     follow::attach_to,
     inherited::Inherited,
-    kernel::{Capacities, Kernel, KernelError, map_refused},
+    kernel::{Kernel, KernelError, map_refused},
     learn::Learner,
     mappings::MappingSite,
     meter::Meter,
@@ -201,7 +202,7 @@ impl Recording {
         kernel.attach_lifecycle()?;
         let targets = Arc::new(Mutex::new(targets));
         let is_witnessed = capture.is_some();
-        let source = RowSource::new(pid, places.clone());
+        let source = RowSource::new(pid, places.clone()).within(capacities.unwind_bytes);
         let teaching = Arc::new(Mutex::new(teaching));
         let mut learner =
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
@@ -211,7 +212,7 @@ impl Recording {
             learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
             own_code.add(allocator, &space, process.exe());
         }
-        let stacks = StackTable::new(space, own_code);
+        let stacks = StackTable::new(space, own_code, capacities.stack_bytes);
         let drain = Drain::start(rings, pid, learner, stacks, on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         if let Some(interval_bytes) = sample_bytes {
@@ -276,7 +277,7 @@ impl Recording {
     pub fn vitals(&self) -> Result<Vitals, RecordError> {
         let look = |table: &StackTable| {
             let mapped: Vec<Totals> = table.mappings.totals().map(|(_, totals)| totals).collect();
-            (table.stacks().len(), mapped, *table.mappings.counters())
+            (table.stacks().len(), mapped, table.counters())
         };
         let (stacks, mapped, guessed) = self.ask(look)?;
         let kernel = lock(&self.common.kernel);
@@ -362,7 +363,7 @@ impl Recording {
                 })
                 .collect();
             let (stacks, made) = (table.stacks().to_vec(), table.made.clone());
-            (entries, stacks, made, table.space.clone(), *table.mappings.counters())
+            (entries, stacks, made, table.space.clone(), table.counters())
         };
         let (entries, stacks, made, space, guessed): (Vec<RawEntry>, _, _, _, _) = self.ask(resolve)?;
         counters.add_all(&guessed);

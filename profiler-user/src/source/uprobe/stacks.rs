@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use profiler_common::unwind::WalkEnd;
+use profiler_common::{
+    counters::{Counter, Counters},
+    unwind::WalkEnd,
+};
 
 use super::{
     mappings::{MappingChange, Mappings},
@@ -28,6 +31,10 @@ pub(super) struct StackTable {
     stacks: Vec<RawStack>,
     by_hash: HashMap<u64, usize>,
     by_content: HashMap<RawStack, usize>,
+    /// How much memory may still be taken for stacks, in bytes.
+    left_bytes: u64,
+    /// Stacks that were not kept, since there was none left; one that comes again is counted again.
+    given_up: u64,
 }
 
 /// What may have changed of what is mapped.
@@ -43,8 +50,9 @@ enum Change {
 }
 
 impl StackTable {
-    pub(super) fn new(space: AddressSpace, own_code: OwnCode) -> Self {
-        Self { space, own_code, ..Self::default() }
+    /// None as yet; they are to take no more than `limit_bytes`.
+    pub(super) fn new(space: AddressSpace, own_code: OwnCode, limit_bytes: u64) -> Self {
+        Self { space, own_code, left_bytes: limit_bytes, ..Self::default() }
     }
 
     /// What a child process knows at its beginning, which has replaced its program as often as `image` says; where it
@@ -53,7 +61,15 @@ impl StackTable {
         let (space, own_code) = (self.space.clone(), self.own_code.clone());
         if is_empty {
             let mappings = Mappings::default().inherited(image);
-            return Self { space, own_code, mappings, change: Change::Program, ..Self::default() };
+            let left_bytes = self.left_bytes;
+            return Self {
+                space,
+                own_code,
+                mappings,
+                change: Change::Program,
+                left_bytes,
+                ..Self::default()
+            };
         }
         Self {
             space,
@@ -65,6 +81,8 @@ impl StackTable {
             stacks: self.stacks.clone(),
             by_hash: self.by_hash.clone(),
             by_content: self.by_content.clone(),
+            left_bytes: self.left_bytes,
+            given_up: 0,
         }
     }
 
@@ -109,16 +127,29 @@ impl StackTable {
         if pcs.clone().any(is_unknown) {
             self.space.look_again(pid);
         }
-        let frames =
-            pcs.map(|address| RawFrame { address, range: self.space.find(lookup(address)) }).collect();
+        let frames = pcs.map(|address| RawFrame::new(address, self.space.find(lookup(address)))).collect();
         let stack = RawStack { frames, end };
         // One stack may come under several ids before the kernel has learned to walk it.
-        let next = self.stacks.len();
-        let index = *self.by_content.entry(stack).or_insert_with_key(|stack| {
+        let known = self.by_content.get(&stack).copied();
+        let taken_bytes = ID_BYTES + if known.is_some() { 0 } else { size_bytes(&stack) };
+        let Some(left_bytes) = self.left_bytes.checked_sub(taken_bytes) else {
+            self.given_up += 1;
+            return;
+        };
+        self.left_bytes = left_bytes;
+        let index = known.unwrap_or_else(|| {
             self.stacks.push(stack.clone());
-            next
+            self.by_content.insert(stack, self.stacks.len() - 1);
+            self.stacks.len() - 1
         });
         self.by_hash.insert(hash, index);
+    }
+
+    /// What user space has counted.
+    pub(super) fn counters(&self) -> Counters {
+        let mut counters = *self.mappings.counters();
+        counters.add(Counter::UnkeptStacks, self.given_up);
+        counters
     }
 
     /// Takes in a change of mappings; those that an allocator makes are not counted.
@@ -143,6 +174,17 @@ impl StackTable {
     }
 }
 
+/// What an id takes: its entry in a hash table that may have grown to twice of what it needs.
+const ID_BYTES: u64 = 2 * size_of::<(u64, usize)>() as u64;
+
+/// What a stack takes: its frames with their reference counts, its place in the list and in a hash table, which may have
+/// grown to twice of what they need.
+fn size_bytes(stack: &RawStack) -> u64 {
+    let counts = 2 * size_of::<usize>();
+    let places = 2 * (size_of::<RawStack>() + size_of::<(RawStack, usize)>());
+    (size_of_val(&*stack.frames) + counts + places) as u64
+}
+
 /// The address to look a return address up by: it may already belong to the next function, or to nothing.
 pub(super) const fn lookup(return_address: u64) -> u64 {
     return_address.saturating_sub(1)
@@ -152,9 +194,25 @@ pub(super) const fn lookup(return_address: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn table(limit_bytes: u64) -> StackTable {
+        StackTable::new(AddressSpace::default(), OwnCode::default(), limit_bytes)
+    }
+
+    #[test]
+    fn no_more_stacks_are_kept_than_there_is_room_for_and_those_that_are_not_are_counted() {
+        let pid = std::process::id();
+        let mut table =
+            table(ID_BYTES + size_bytes(&RawStack { frames: [].into(), end: WalkEnd::Whole }) + 100);
+        table.insert(pid, 7, [1, 2].into_iter(), WalkEnd::Whole);
+        table.insert(pid, 8, [1, 2].into_iter(), WalkEnd::Whole);
+        table.insert(pid, 9, [1, 3].into_iter(), WalkEnd::Whole);
+        assert_eq!((table.find(7), table.find(8), table.find(9)), (Some(0), Some(0), None));
+        assert_eq!(table.counters().get(Counter::UnkeptStacks), 1);
+    }
+
     #[test]
     fn the_mappings_are_looked_at_once_after_code_has_gone() {
-        let mut table = StackTable::default();
+        let mut table = table(1 << 20);
         let pid = std::process::id();
         table.insert(pid, 7, [].into_iter(), WalkEnd::Whole);
         assert!(table.space.ranges().is_empty(), "there was nothing to look for");
@@ -169,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_stack_is_filed_once_and_found_by_its_hash() {
-        let mut table = StackTable::default();
+        let mut table = table(1 << 20);
         let pid = std::process::id();
         table.insert(pid, 7, [1, 2].into_iter(), WalkEnd::Whole);
         table.insert(pid, 7, [3].into_iter(), WalkEnd::Cut);

@@ -3,7 +3,7 @@
 use profiler_common::heap::{Totals, TotalsKey};
 
 use super::{
-    kernel::{Kernel, KernelError, map_refused},
+    kernel::{Kernel, KernelError},
     recording::{Recording, lock},
 };
 
@@ -23,10 +23,10 @@ impl Recording {
         let watched = lock(&self.common.targets).image(pid);
         let image = watched.unwrap_or_else(|| *lock(&self.last_image));
         let mut read = Read::default();
-        let totals = kernel.totals.iter().map(|entry| entry.map_err(map_refused("TOTALS")));
-        let overflows = kernel.overflows.iter().map(|entry| entry.map_err(map_refused("OVERFLOWS")));
-        for entry in totals.chain(overflows) {
-            let (key, totals) = entry?;
+        let unread = |map| move |source| KernelError::Read { map, source };
+        let totals = kernel.totals.read().map_err(unread("TOTALS"))?;
+        let overflows = kernel.overflows.read().map_err(unread("OVERFLOWS"))?;
+        for (key, totals) in totals.into_iter().chain(overflows) {
             if key.tgid() != pid {
                 continue;
             }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::{learn::Learner, pace::Pace, records::Record, stacks::StackTable};
-use crate::target::rows::RowSource;
 
 /// Something that happened to a process as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +77,8 @@ impl Watched {
 
     /// A child of it, which has its memory or a new program.
     pub(super) fn child(&self, child: &Forked) -> Self {
-        let source = RowSource::new(child.pid, self.learner.places().clone());
         let stacks = self.stacks.inherited(child.image, child.is_empty);
-        let mut watched = Self::new(child.pid, self.learner.inherited(child, source), stacks);
+        let mut watched = Self::new(child.pid, self.learner.inherited(child), stacks);
         watched.knows_trampoline = false;
         if child.is_empty {
             watched.learner.look_around(&mut watched.stacks);

@@ -1,0 +1,129 @@
+//! How much may be kept, in the kernel and here, and what of it fits a limit of memory.
+
+use profiler_common::limits;
+
+/// How much may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Live blocks that are followed.
+    pub live_blocks: u32,
+    /// Pairs of a stack and a size class that are told apart.
+    pub totals: u32,
+    /// Size of the ring buffer, in bytes: a power of two, at least a page.
+    pub ring_bytes: u32,
+    /// Frames kept of a stack, counted from the leaf: at least 1, at most [`limits::MAX_FRAMES`].
+    pub stack_depth: u32,
+    /// Memory for the stacks of each process, in bytes.
+    pub stack_bytes: u64,
+    /// Memory for what the files of each process say about unwinding, in bytes.
+    pub unwind_bytes: u64,
+}
+
+impl Capacities {
+    /// The least memory that a recording makes sense with, in bytes.
+    pub const LEAST_MEMORY_BYTES: u64 = 128 << 20;
+
+    /// The memory that is taken at most where nothing else is asked for, on a machine that has `memory_bytes`: a quarter of
+    /// it, which a machine can spare for a while, and not more than a block table for ten million blocks needs.
+    pub fn default_memory_bytes(memory_bytes: u64) -> u64 {
+        (memory_bytes / 4).clamp(2 * Self::LEAST_MEMORY_BYTES, 2 << 30)
+    }
+
+    /// What to keep of a process that has `rss_bytes` of memory, so that all of it fits `limit_bytes`.
+    pub fn within(limit_bytes: u64, rss_bytes: u64) -> Self {
+        let ring_bytes = (limit_bytes / 8).clamp(LEAST_RING_BYTES, limits::DEFAULT_RING_BYTES.into());
+        // The power of two below.
+        let ring_bytes = 1 << ring_bytes.ilog2();
+        let rest = limit_bytes.saturating_sub(FIXED_BYTES + ring_bytes);
+        let (stacks, unwind_bytes) = (rest / 4, rest / 8);
+        let blocks = rest - stacks - unwind_bytes;
+        let live_blocks = u64::from(live_blocks_for(rss_bytes)).min(blocks / LIVE_BYTES);
+        let totals = (stacks / TOTALS_BYTES).min(limits::DEFAULT_MAX_TOTALS.into());
+        let at_least_one = |count: u64| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        Self {
+            live_blocks: at_least_one(live_blocks),
+            totals: at_least_one(totals),
+            ring_bytes: at_least_one(ring_bytes),
+            stack_depth: limits::DEFAULT_FRAMES,
+            stack_bytes: stacks / 8 * 3,
+            unwind_bytes,
+        }
+    }
+}
+
+impl Default for Capacities {
+    /// Those for a small process on a large machine.
+    fn default() -> Self {
+        Self::within(Self::default_memory_bytes(u64::MAX), 0)
+    }
+}
+
+/// A tenth of a second of new stacks.
+const LEAST_RING_BYTES: u64 = 4 << 20;
+
+/// What there is whatever is recorded: heaptap itself with the names of what it records (45 MiB), and the maps whose size is
+/// fixed (rows with their cache, calls that are under way, thresholds).
+const FIXED_BYTES: u64 = 96 << 20;
+
+/// What a live block takes: an entry's slot of 96, and its part of a bucket array, which has a power of two of buckets of 16.
+const LIVE_BYTES: u64 = 96 + 2 * 16;
+
+/// What a pair of a stack and a size class takes: a slot of 128 and its part of a bucket array; the stack with its
+/// place in two indexes, 16 for each of some 32 frames and 160; and about as much again while a profile is
+/// written.
+const TOTALS_BYTES: u64 = 128 + 2 * 16 + 2 * (16 * 32 + 160) + 288;
+
+/// Live blocks to follow in a process with so much memory: one for every 64 bytes, which is more than most programs
+/// have, within the limits that keep an empty table affordable.
+fn live_blocks_for(rss_bytes: u64) -> u32 {
+    let blocks = (rss_bytes / 64)
+        .clamp(limits::DEFAULT_MAX_LIVE.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
+        .next_power_of_two();
+    u32::try_from(blocks).unwrap_or(limits::LARGEST_DEFAULT_MAX_LIVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_live_blocks_grows_with_the_process_within_limits() {
+        assert_eq!(live_blocks_for(0), 1 << 21);
+        assert_eq!(live_blocks_for((128 << 20) + 64), 1 << 22);
+        assert_eq!(live_blocks_for(u64::MAX), 1 << 24);
+    }
+
+    #[test]
+    fn a_small_process_on_a_large_machine_is_not_limited() {
+        let ample = Capacities::default();
+        assert_eq!(ample.live_blocks, limits::DEFAULT_MAX_LIVE);
+        assert_eq!(ample.totals, limits::DEFAULT_MAX_TOTALS);
+        assert_eq!(ample.ring_bytes, limits::DEFAULT_RING_BYTES);
+    }
+
+    #[test]
+    fn what_is_kept_fits_the_limit() {
+        for limit_mib in [128, 200, 256, 1000, 2048, 1 << 20] {
+            let limit_bytes = limit_mib << 20;
+            let kept = Capacities::within(limit_bytes, u64::MAX);
+            let buckets = |entries: u32| 16 * u64::from(entries.next_power_of_two());
+            let in_kernel = u64::from(kept.live_blocks) * 96
+                + buckets(kept.live_blocks)
+                + u64::from(kept.totals) * 128
+                + buckets(kept.totals)
+                + u64::from(kept.ring_bytes);
+            // Of a stack there is one copy, and what is made of it for a profile is smaller.
+            let here = 2 * kept.stack_bytes + kept.unwind_bytes;
+            assert!(FIXED_BYTES + in_kernel + here <= limit_bytes, "{limit_mib} MiB: {kept:?}");
+            assert!(kept.ring_bytes.is_power_of_two() && kept.live_blocks >= 50_000, "{kept:?}");
+        }
+    }
+
+    #[test]
+    fn ten_million_blocks_have_room_where_nothing_is_asked_for() {
+        let limit_bytes = Capacities::default_memory_bytes(24 << 30);
+        assert_eq!(limit_bytes, 2 << 30);
+        assert!(Capacities::within(limit_bytes, u64::MAX).live_blocks >= 9_000_000);
+        assert_eq!(Capacities::default_memory_bytes(1 << 30), 256 << 20);
+    }
+}

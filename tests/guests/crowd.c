@@ -1,0 +1,70 @@
+/*
+ * Keeps as many blocks as it is told, from one place (`blocks N`) or each from a path of its own (`stacks N`), which the bits of a
+ * number choose.
+ */
+#include "ledger.h"
+
+enum { BITS = 20 };
+
+SITE(block_malloc);
+static KEEP void block_malloc(void)
+{
+    took(&block_malloc_site, malloc(16), 16);
+}
+
+SITE(path_malloc);
+static KEEP void path_malloc(void)
+{
+    took(&path_malloc_site, malloc(24), 24);
+}
+
+static KEEP void through_zero(unsigned path, int bits);
+static KEEP void through_one(unsigned path, int bits);
+
+static void onwards(unsigned path, int bits)
+{
+    if (bits == 0)
+        path_malloc();
+    else if (path & 1)
+        through_one(path >> 1, bits - 1);
+    else
+        through_zero(path >> 1, bits - 1);
+}
+
+/* What each writes after its call is volatile, so that neither the calls nor the two become one. */
+static KEEP void through_zero(unsigned path, int bits)
+{
+    volatile int turn;
+    onwards(path, bits);
+    turn = 0;
+    (void)turn;
+}
+
+static KEEP void through_one(unsigned path, int bits)
+{
+    volatile int turn;
+    onwards(path, bits);
+    turn = 1;
+    (void)turn;
+}
+
+static void blocks(const char *argument)
+{
+    for (long left = atol(argument); left > 0; left--)
+        block_malloc();
+}
+
+static void stacks(const char *argument)
+{
+    long paths = atol(argument);
+    if (paths > 1 << BITS)
+        fatal("there are not so many paths");
+    for (unsigned path = 0; path < paths; path++)
+        through_zero(path, BITS);
+}
+
+int main(void)
+{
+    serve((const struct command[]){ { "blocks", blocks }, { "stacks", stacks }, { 0 } });
+    return 0;
+}
