@@ -29,7 +29,7 @@ use crate::{
         RawHeap,
         cost::Excess,
         health::Health,
-        uprobe::{Options, capture::Capture},
+        uprobe::{Options, Vitals, capture::Capture},
     },
     target::{Process, identity::Identity, launch::Held},
 };
@@ -131,6 +131,7 @@ async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -
     session.warn_of_the_unprobed();
     let mut live = LiveLine::new(args.quiet);
     let mut limit = Limit::new(args.max_overhead);
+    let mut vitals = Vitals::default();
     let mut ticks = tokio::time::interval(INTERVAL);
     let deadline = async {
         match args.duration {
@@ -165,10 +166,14 @@ async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -
             // Where nobody sees the line it is still looked after the target, if less often.
             _ = ticks.tick() => {
                 let cost = session.cost();
-                match session.vitals() {
-                    Ok(vitals) if !live.is_hidden() => live.show(&vitals, cost.as_ref()),
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "no live numbers"),
+                if session.may_have_changed() {
+                    match session.vitals() {
+                        Ok(seen) => vitals = seen,
+                        Err(error) => tracing::warn!(%error, "no live numbers"),
+                    }
+                }
+                if !live.is_hidden() {
+                    live.show(&vitals, cost.as_ref());
                 }
                 if let Some(excess) = cost.and_then(|cost| limit.judge(&cost.last)) && !session.relieve(excess) {
                     break End::TooCostly(excess);

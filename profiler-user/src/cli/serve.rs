@@ -75,7 +75,9 @@ async fn attend(
                 say("the process has ended; its last profile can be fetched until Ctrl-C");
             }
             _ = ticks.tick() => {
-                if let Err(error) = session.vitals() {
+                if session.may_have_changed()
+                    && let Err(error) = session.vitals()
+                {
                     tracing::warn!(%error, "no live numbers");
                 }
                 if !is_over

@@ -117,6 +117,11 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::vitals`] may tell something new.
+    pub(super) fn may_have_changed(&self) -> bool {
+        self.recording.may_have_changed()
+    }
+
     pub(super) fn vitals(&self) -> Result<Vitals, CliError> {
         self.recording.vitals().map_err(CliError::record(self.process().pid()))
     }

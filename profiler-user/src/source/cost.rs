@@ -79,7 +79,7 @@ impl Estimate {
     }
 }
 
-/// Below this share of a CPU the kernel's clock of CPU time, which ticks 100 times a second, says too little.
+/// Below this share of a CPU the tenth of a second that was measured says too little of the whole.
 const LEAST_CPU: f64 = 0.02;
 
 /// `cost` of `taken`; never more than all of it, for both are measured apart.

@@ -2,6 +2,8 @@
 
 pub mod process;
 
+pub mod cpu_time;
+
 pub mod identity;
 
 pub mod loader;

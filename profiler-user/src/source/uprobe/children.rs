@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     source::memory::Watch,
-    target::{Process, container},
+    target::{Process, container, cpu_time::Activity},
 };
 
 /// What the recordings of a process and of its descendants share. Dropping it takes everything out of the kernel.
@@ -126,6 +126,7 @@ impl Recording {
             gone: Mutex::default(),
             parent: Some(parent),
             stays_exact: self.stays_exact,
+            activity: Mutex::new(Activity::of(pid)),
             // The first process's is of all.
             meter: None,
             common: Arc::clone(&self.common),

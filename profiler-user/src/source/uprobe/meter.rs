@@ -24,7 +24,10 @@ use super::{
     kernel::{Kernel, RETURNS, STEPPED},
     recording::lock,
 };
-use crate::source::cost::{Cost, Estimate, Excess, Hits, Tally, TrapCost};
+use crate::{
+    source::cost::{Cost, Estimate, Excess, Hits, Tally, TrapCost},
+    target::cpu_time::CpuClock,
+};
 
 /// How long runs are counted.
 const SLICE: Duration = Duration::from_millis(100);
@@ -62,7 +65,7 @@ impl Meter {
             shared: Arc::clone(&shared),
             stop,
             programs,
-            process: (!with_children).then_some(i32::try_from(pid).ok()?),
+            clock: if with_children { None } else { CpuClock::of(pid) },
         };
         let thread = std::thread::Builder::new().name("heaptap-meter".to_owned());
         let thread = thread.spawn(move || work.run()).map_err(|error| failed(&error)).ok()?;
@@ -109,8 +112,8 @@ struct Work {
     shared: Arc<Shared>,
     stop: Receiver<()>,
     programs: Vec<(&'static str, UProbe)>,
-    /// The process whose CPU time is looked at.
-    process: Option<i32>,
+    /// The process's CPU time, unless the programs also run for others.
+    clock: Option<CpuClock>,
 }
 
 impl Work {
@@ -121,15 +124,18 @@ impl Work {
         // By another thread, for it takes a tenth of a second each. Where there is none, the closure is dropped here.
         let detaching = std::thread::Builder::new().name("heaptap-meter".to_owned());
         let detaching = detaching.spawn(move || drop(links)).ok();
-        let mut before = (Instant::now(), self.cpu_seconds());
+        let mut before = (Instant::now(), self.cpu_time());
         let mut pause = FIRST_PAUSE;
         while self.wait(pause) {
             pause = PAUSE;
-            let Some((hits, time)) = self.slice() else { break };
-            let now = (Instant::now(), self.cpu_seconds());
+            // A process that sleeps pays nothing, and counting is what costs us most beside one that does.
+            let is_asleep = before.1.is_some() && self.cpu_time() == before.1;
+            let slice = if is_asleep { Some((Hits::default(), SLICE)) } else { self.slice() };
+            let Some((hits, time)) = slice else { break };
+            let now = (Instant::now(), self.cpu_time());
             let window = now.0.duration_since(before.0);
-            let taken_cpu =
-                now.1.zip(before.1).map(|(now, before)| (now - before).max(0.0) / window.as_secs_f64());
+            let taken = now.1.zip(before.1).map(|(now, before)| now.saturating_sub(before));
+            let taken_cpu = taken.map(|taken| taken.as_secs_f64() / window.as_secs_f64());
             before = now;
             let estimate = Estimate::new(now.0, hits, time.as_secs_f64(), trap, taken_cpu);
             lock(&self.shared.tally).add(estimate, window);
@@ -196,9 +202,8 @@ impl Work {
         Hits { entries: allocated + freed, returns: allocated, ..Hits::default() }
     }
 
-    /// The CPU time of the process, in seconds.
-    fn cpu_seconds(&self) -> Option<f64> {
-        let stat = procfs::process::Process::new(self.process?).and_then(|process| process.stat()).ok()?;
-        Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+    /// The CPU time of the process.
+    fn cpu_time(&self) -> Option<Duration> {
+        self.clock.and_then(CpuClock::now)
     }
 }

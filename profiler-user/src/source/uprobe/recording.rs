@@ -40,6 +40,7 @@ use crate::{
         Process,
         allocator::{self, Findings},
         container,
+        cpu_time::Activity,
         given::Given,
         maps::AddressSpace,
         process::{ProcessError, Program},
@@ -146,6 +147,8 @@ pub struct Recording {
     pub(super) parent: Option<u32>,
     /// Whether all allocations are to be kept.
     pub(super) stays_exact: bool,
+    /// Whether the process has computed.
+    pub(super) activity: Mutex<Activity>,
     /// What measures the cost, where that is possible.
     pub(super) meter: Option<Meter>,
     pub(super) common: Arc<Common>,
@@ -241,6 +244,7 @@ impl Recording {
             gone: Mutex::default(),
             parent: None,
             stays_exact,
+            activity: Mutex::new(Activity::of(pid)),
             meter,
             common: Arc::new(Common::new(kernel, targets, drain, inherited, capacities.live_blocks)),
         })
@@ -271,6 +275,11 @@ impl Recording {
     pub fn unprobed(&self) -> Vec<String> {
         let Ok(space) = self.ask(|table| table.space.clone()) else { return Vec::new() };
         lock(&self.findings).unprobed(&space)
+    }
+
+    /// Whether anything may have changed since this was last asked: a process that sleeps allocates nothing.
+    pub fn may_have_changed(&self) -> bool {
+        lock(&self.activity).look() || self.follows_children()
     }
 
     /// How the recording is going. What the process has resident is noted, in case that it ends.
