@@ -36,6 +36,30 @@ fn the_index_names_the_profile_and_other_paths_are_not_found() {
 }
 
 #[test]
+fn the_numbers_are_there_for_a_monitoring_system() {
+    let mut guest = Guest::start("every-function");
+    let serving = Serving::start(guest.pid());
+    guest.command("run");
+    let total = guest.ledger().total();
+    let (status, body) = get(&serving.url.replace("/debug/pprof/heap", "/metrics"));
+    let text = String::from_utf8_lossy(&body);
+    assert_eq!(status, 200, "{text}");
+    let freed = total.alloc_objects - total.inuse_objects;
+    for line in [
+        format!("heaptap_process_info{{pid=\"{}\",comm=\"every-function\"}} 1", guest.pid()),
+        format!("heaptap_alloc_objects {}", total.alloc_objects),
+        format!("heaptap_freed_objects {freed}"),
+        format!("heaptap_inuse_bytes {}", total.inuse_bytes),
+        "heaptap_counter{counter=\"live_full_objects\",severity=\"loss\"} 0".to_owned(),
+        "# EOF".to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in {text}");
+    }
+    serving.finish(Signal::INT);
+    guest.exit();
+}
+
+#[test]
 fn an_address_in_use_is_refused() {
     let guest = Guest::start("ends");
     let serving = Serving::start(guest.pid());

@@ -68,8 +68,14 @@ mod tests {
 
     #[test]
     fn the_line_tells_the_rate_what_is_live_and_what_was_lost() {
-        let vitals =
-            Vitals { alloc_objects: 3000, freed_objects: 1000, inuse_bytes: 2048, stacks: 7, losses: 2 };
+        let vitals = Vitals {
+            alloc_objects: 3000,
+            freed_objects: 1000,
+            inuse_bytes: 2048,
+            stacks: 7,
+            losses: 2,
+            ..Vitals::default()
+        };
         assert_eq!(
             text(&vitals, 1500.4, None),
             "1,500 allocations/s, 2.00 KiB live in 2,000 blocks, 7 stacks, 2 lost, costs: not known yet"

@@ -12,7 +12,10 @@ use super::{
     session::{Interrupts, Session, runtime},
 };
 use crate::{
-    output::http::{self, HeapSource},
+    output::{
+        http::{self, HeapSource},
+        metrics,
+    },
     profile::{cost, write::encode_gzip},
     source::uprobe::Options,
     target::Process,
@@ -101,6 +104,11 @@ impl HeapSource for Session {
     fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         let (_, profile) = self.profile()?;
         Ok(encode_gzip(&profile)?)
+    }
+
+    fn metrics(&self) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+        let process = self.process();
+        Ok(metrics::encode(process.pid(), process.comm(), &self.vitals()?, self.cost().as_ref())?)
     }
 
     fn remarks(&self) -> Vec<String> {

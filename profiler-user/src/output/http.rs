@@ -1,6 +1,6 @@
 //! Profiles over HTTP, at the paths where Go programs have their own.
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, fmt, io, sync::Arc};
 
 use axum::{
     Router,
@@ -10,10 +10,15 @@ use axum::{
     routing::get,
 };
 
+use super::metrics;
+
 /// Where the served profiles come from.
 pub trait HeapSource: Send + Sync {
     /// The heap as it is now: a pprof profile, compressed. May take seconds.
     fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
+
+    /// Its numbers for a monitoring system, as [`super::metrics`] writes them.
+    fn metrics(&self) -> Result<String, Box<dyn Error + Send + Sync>>;
 
     /// What there is to say of how it was made, in lines; at once.
     fn remarks(&self) -> Vec<String>;
@@ -42,6 +47,7 @@ fn router(title: String, source: Arc<dyn HeapSource>) -> Router {
     Router::new()
         .route("/debug/pprof/", get(index))
         .route("/debug/pprof/heap", get(heap))
+        .route("/metrics", get(metrics))
         .with_state(Served { title: title.into(), source })
 }
 
@@ -52,10 +58,19 @@ async fn index(State(served): State<Served>) -> Html<String> {
     Html(format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>heaptap: {title}</title></head><body>\n\
          <h1>heaptap: {title}</h1>\n\
-         <ul><li><a href=\"heap\">heap</a>: what was allocated since heaptap attached, and what of it is in use</li></ul>\n\
+         <ul><li><a href=\"heap\">heap</a>: what was allocated since heaptap attached, and what of it is in use</li>\n\
+         <li><a href=\"/metrics\">metrics</a>: its numbers, what was lost, and what it costs, for Prometheus</li></ul>\n\
          <p>Look at it with <code>go tool pprof http://HOST/debug/pprof/heap</code>, \
          or with <code>heaptap report</code> when saved.</p>\n{remarks}</body></html>\n"
     ))
+}
+
+async fn metrics(State(Served { title: _, source }): State<Served>) -> Response {
+    match tokio::task::spawn_blocking(move || source.metrics()).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text).into_response(),
+        Ok(Err(error)) => failure("read the numbers", &error),
+        Err(error) => failure("read the numbers", &error),
+    }
 }
 
 async fn heap(State(Served { title: _, source }): State<Served>) -> Response {
@@ -72,13 +87,13 @@ async fn heap(State(Served { title: _, source }): State<Served>) -> Response {
             profile,
         )
             .into_response(),
-        Ok(Err(error)) => failure(&error.to_string()),
-        Err(error) => failure(&error.to_string()),
+        Ok(Err(error)) => failure("make the profile", &error),
+        Err(error) => failure("make the profile", &error),
     }
 }
 
-fn failure(text: &str) -> Response {
-    (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot make the profile: {text}\n")).into_response()
+fn failure(what: &str, error: &dyn fmt::Display) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {what}: {error}\n")).into_response()
 }
 
 /// A text as it stands in HTML: a process's name is its own choice.
@@ -100,6 +115,10 @@ mod tests {
     impl HeapSource for Fixed {
         fn profile_gzip(&self) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
             Ok(self.0?.to_vec())
+        }
+
+        fn metrics(&self) -> Result<String, Box<dyn Error + Send + Sync>> {
+            Ok(String::from_utf8(self.0?.to_vec())?)
         }
 
         fn remarks(&self) -> Vec<String> {
@@ -132,6 +151,17 @@ mod tests {
         let answer = request("/debug/pprof/", Fixed(Ok(b"")));
         assert!(answer.contains("href=\"heap\"") && answer.contains("&lt;b&gt; (pid 1)"), "{answer}");
         assert!(answer.contains("<p>cost: 1 &lt; 2</p>"), "{answer}");
+    }
+
+    #[test]
+    fn the_numbers_are_served_as_openmetrics() {
+        let answer = request("/metrics", Fixed(Ok(b"heaptap_stacks 7\n# EOF\n")));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("# EOF\n"), "{answer}");
+        assert!(answer.contains("application/openmetrics-text; version=1.0.0"), "{answer}");
+        let failed = request("/metrics", Fixed(Err("kernel gone")));
+        assert!(
+            failed.starts_with("HTTP/1.1 500") && failed.contains("cannot read the numbers: kernel gone")
+        );
     }
 
     #[test]

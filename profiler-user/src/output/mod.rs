@@ -12,4 +12,6 @@ pub mod tree;
 
 pub mod flamegraph;
 
+pub mod metrics;
+
 pub mod http;

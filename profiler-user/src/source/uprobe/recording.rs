@@ -114,6 +114,8 @@ pub struct Vitals {
     pub stacks: usize,
     /// Sum of the counters that speak of a loss.
     pub losses: u64,
+    /// What was lost or guessed.
+    pub counters: Counters,
 }
 
 /// The programs of a process, one after the other.
@@ -304,6 +306,7 @@ impl Recording {
         counters.add_all(&guessed);
         let losses = REGISTRY.iter().filter(|description| description.severity == Severity::Loss);
         vitals.losses = losses.map(|description| counters.get(description.counter)).sum();
+        vitals.counters = counters;
         if let (None, Some(watch)) = (*lock(&self.ended), &mut *lock(&self.watch)) {
             watch.note(vitals.inuse_bytes);
         }
