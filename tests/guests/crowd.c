@@ -2,7 +2,7 @@
  * Keeps as many blocks as it is told, from one place (`blocks N`) or each from a path of its own (`stacks N`), which the bits of a
  * number choose.
  */
-#include "ledger.h"
+#include "paths.h"
 
 enum { BITS = 20 };
 
@@ -18,34 +18,9 @@ static KEEP void path_malloc(void)
     took(&path_malloc_site, malloc(24), 24);
 }
 
-static KEEP void through_zero(unsigned path, int bits);
-static KEEP void through_one(unsigned path, int bits);
-
-static void onwards(unsigned path, int bits)
+static void at_path(void)
 {
-    if (bits == 0)
-        path_malloc();
-    else if (path & 1)
-        through_one(path >> 1, bits - 1);
-    else
-        through_zero(path >> 1, bits - 1);
-}
-
-/* What each writes after its call is volatile, so that neither the calls nor the two become one. */
-static KEEP void through_zero(unsigned path, int bits)
-{
-    volatile int turn;
-    onwards(path, bits);
-    turn = 0;
-    (void)turn;
-}
-
-static KEEP void through_one(unsigned path, int bits)
-{
-    volatile int turn;
-    onwards(path, bits);
-    turn = 1;
-    (void)turn;
+    path_malloc();
 }
 
 static void blocks(const char *argument)

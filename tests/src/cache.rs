@@ -92,7 +92,7 @@ pub(crate) fn folder() -> PathBuf {
 /// Runs the steps in a folder named after everything that goes into them, unless it is there already.
 pub(crate) fn build(steps: &[Step]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    for header in ["ledger.h", "allocators.h"] {
+    for header in ["ledger.h", "allocators.h", "paths.h"] {
         read(&source(header)).hash(&mut hasher);
     }
     for step in steps {

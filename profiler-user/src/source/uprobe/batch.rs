@@ -48,7 +48,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         loop {
             let mut keys = Vec::with_capacity(at_once as usize);
             let mut values = Vec::with_capacity(at_once as usize);
-            let (read, more) = match self.read_from(position, &mut keys, &mut values) {
+            let more = match self.read_from(position, &mut keys, &mut values) {
                 // There is no room for a whole bucket.
                 Err(error)
                     if error.raw_os_error() == Some(Errno::ENOSPC as i32) && at_once < u32::MAX / 2 =>
@@ -58,7 +58,6 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 }
                 read => read?,
             };
-            debug_assert_eq!(read, keys.len());
             entries.extend(keys.into_iter().zip(values));
             match more {
                 Some(next) => position = Some(next),
@@ -67,14 +66,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Reads as many entries as there is room for, from a position on; gives their number, and the position behind them unless
-    /// they are the last.
+    /// Reads as many entries as there is room for, from a position on; gives the position behind them unless they are the last.
     fn read_from(
         &self,
         position: Option<u32>,
         keys: &mut Vec<K>,
         values: &mut Vec<V>,
-    ) -> io::Result<(usize, Option<u32>)> {
+    ) -> io::Result<Option<u32>> {
         let room = keys.capacity().min(values.capacity());
         let mut next = 0_u32;
         // SAFETY: a union of numbers, for which zeros are valid.
@@ -103,11 +101,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
             Some(_) => return Err(error.unwrap_or_else(|| io::ErrorKind::Other.into())),
         };
         // SAFETY: the kernel has stored there how many it has written.
-        let read = unsafe { attributes.batch.count } as usize;
+        let read = room.min(unsafe { attributes.batch.count } as usize);
         // SAFETY: as many were written, and any bytes are valid.
-        unsafe { keys.set_len(read.min(room)) };
+        unsafe { keys.set_len(read) };
         // SAFETY: as above.
-        unsafe { values.set_len(read.min(room)) };
-        Ok((read, (!is_last).then_some(next)))
+        unsafe { values.set_len(read) };
+        Ok((!is_last).then_some(next))
     }
 }
