@@ -17,13 +17,16 @@ const WHOLE_LIMIT_BYTES: u64 = 512 << 20;
 /// Names longer than this are none.
 const STRING_LIMIT_BYTES: u64 = 16 << 10;
 
-/// Strings are read by so much at a time.
-const STRING_STEP_BYTES: u64 = 256;
+/// Small parts and strings are read by so much at a time, for others lie beside them: the names of sections and of functions.
+const BLOCK_BYTES: u64 = 4096;
 
 /// A file that is read where it is asked for. What was read stays as it was, and is not read again.
 pub(crate) struct BoundedFile<'file> {
     file: &'file File,
     length_bytes: u64,
+    /// By number; the last may be shorter.
+    blocks: FrozenMap<u64, Box<[u8]>>,
+    /// What lies in several blocks.
     parts: FrozenMap<(u64, u64), Box<[u8]>>,
     strings: FrozenMap<(u64, u8), Box<[u8]>>,
     /// What may still be read.
@@ -40,6 +43,7 @@ impl<'file> BoundedFile<'file> {
         Self {
             file,
             length_bytes: file.metadata().map_or(0, |metadata| metadata.len()),
+            blocks: FrozenMap::new(),
             parts: FrozenMap::new(),
             strings: FrozenMap::new(),
             left_bytes: Cell::new(WHOLE_LIMIT_BYTES),
@@ -65,12 +69,32 @@ impl<'file> BoundedFile<'file> {
         Some(())
     }
 
+    fn block(&self, number: u64) -> Option<&[u8]> {
+        if let Some(known) = self.blocks.get(&number) {
+            return Some(known);
+        }
+        let start = number.checked_mul(BLOCK_BYTES)?;
+        let count = self.length_bytes.checked_sub(start)?.min(BLOCK_BYTES);
+        self.spend(count)?;
+        let mut bytes = vec![0; usize::try_from(count).ok()?];
+        self.file.read_exact_at(&mut bytes, start).ok()?;
+        Some(self.blocks.insert(number, bytes.into_boxed_slice()))
+    }
+
+    /// What lies behind an offset in its block.
+    fn rest_of_block(&self, offset: u64) -> Option<&[u8]> {
+        self.block(offset / BLOCK_BYTES)?.get(usize::try_from(offset % BLOCK_BYTES).ok()?..)
+    }
+
     fn part(&self, offset: u64, count: u64) -> Option<&[u8]> {
         if let Some(known) = self.parts.get(&(offset, count)) {
             return Some(known);
         }
         if !self.is_inside(&(offset..offset.checked_add(count)?)) {
             return None;
+        }
+        if offset % BLOCK_BYTES + count <= BLOCK_BYTES {
+            return self.rest_of_block(offset)?.get(..usize::try_from(count).ok()?);
         }
         self.spend(count)?;
         let mut bytes = vec![0; usize::try_from(count).ok()?];
@@ -81,6 +105,10 @@ impl<'file> BoundedFile<'file> {
     fn string(&self, range: Range<u64>, delimiter: u8) -> Option<&[u8]> {
         if !self.is_inside(&range) {
             return None;
+        }
+        let rest = self.rest_of_block(range.start)?;
+        if let Some(length) = rest.iter().position(|byte| *byte == delimiter) {
+            return rest.get(..length).filter(|_| (length as u64) < range.end - range.start);
         }
         let known = self.strings.get(&(range.start, delimiter));
         let known = known.or_else(|| {
@@ -96,16 +124,15 @@ impl<'file> BoundedFile<'file> {
         let mut string = Vec::new();
         let mut at = range.start;
         while at < end {
-            let count = (end - at).min(STRING_STEP_BYTES);
-            let mut piece = vec![0; usize::try_from(count).ok()?];
-            self.file.read_exact_at(&mut piece, at).ok()?;
+            let rest = self.rest_of_block(at)?;
+            let piece = rest.get(..usize::try_from(end - at).ok()?).unwrap_or(rest);
             if let Some(length) = piece.iter().position(|byte| *byte == delimiter) {
                 string.extend_from_slice(piece.get(..length)?);
                 self.spend(string.len() as u64)?;
                 return Some(string);
             }
-            string.append(&mut piece);
-            at += count;
+            string.extend_from_slice(piece);
+            at += piece.len() as u64;
         }
         None
     }
@@ -154,13 +181,20 @@ mod tests {
 
     #[test]
     fn what_was_read_stays_though_the_file_changes_and_what_was_cut_off_is_an_error() {
-        let file = file(b"before after");
+        let mut content = vec![b' '; 2 * BLOCK_BYTES as usize];
+        content[..6].copy_from_slice(b"before");
+        content.extend(b"after");
+        let file = file(&content);
         let bounded = &BoundedFile::new(&file);
+        let behind = 2 * BLOCK_BYTES;
         assert_eq!(bounded.read_bytes_at(0, 6), Ok(&b"before"[..]));
+        assert_eq!(bounded.read_bytes_at(0, BLOCK_BYTES + 1).map(<[u8]>::len), Ok(4097));
         file.set_len(3).unwrap();
         assert_eq!(bounded.read_bytes_at(0, 6), Ok(&b"before"[..]));
-        assert_eq!(bounded.read_bytes_at(7, 5), Err(()));
-        assert_eq!(bounded.read_bytes_at_until(7..12, b'r'), Err(()));
+        assert_eq!(bounded.read_bytes_at(0, BLOCK_BYTES + 1).map(<[u8]>::len), Ok(4097));
+        assert_eq!(bounded.read_bytes_at(behind, 5), Err(()));
+        assert_eq!(bounded.read_bytes_at(behind - 1, 5), Err(()));
+        assert_eq!(bounded.read_bytes_at_until(behind..behind + 5, b'r'), Err(()));
     }
 
     #[test]
@@ -172,6 +206,10 @@ mod tests {
         assert_eq!(bounded.read_bytes_at_until(0..20_000, 0).map(<[u8]>::len), Ok(10_000));
         assert_eq!(bounded.read_bytes_at_until(0..10_001, 0).map(<[u8]>::len), Ok(10_000));
         assert_eq!(bounded.read_bytes_at_until(0..9_999, 0), Err(()));
+        // The same within a block.
+        assert_eq!(bounded.read_bytes_at_until(9_000..10_001, 0).map(<[u8]>::len), Ok(1_000));
+        assert_eq!(bounded.read_bytes_at_until(9_000..10_000, 0), Err(()));
+        assert_eq!(bounded.read_bytes_at_until(10_000..10_001, 0), Ok(&[][..]));
         content[10_000] = b'x';
         file.write_all_at(&content, 0).unwrap();
         assert_eq!(BoundedFile::new(&file).read_until(0..20_000, 0), None);

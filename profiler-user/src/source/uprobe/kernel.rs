@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, ScopedJoinHandle},
 };
 
 use aya::{
@@ -196,6 +197,38 @@ impl Teaching {
     }
 }
 
+/// Loads the programs that are needed, all at the same time: the kernel takes tens of milliseconds to prove that one does no harm.
+fn load_programs(ebpf: &mut Ebpf, follows_children: bool) -> Result<(), KernelError> {
+    let raw = LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| follows_children)).map(|(name, _)| *name);
+    let of_children = Some(NEWTASK).filter(|_| follows_children);
+    let names: Vec<&'static str> =
+        UPROBES.into_iter().chain(["code_gone", "sweep"]).chain(raw).chain(of_children).collect();
+    if let Some(&name) = names.iter().find(|name| ebpf.program(name).is_none()) {
+        return Err(KernelError::Missing { name });
+    }
+    thread::scope(|scope| {
+        let loading: Vec<_> = ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| Some((*names.iter().find(|wanted| **wanted == name)?, program)))
+            .map(|(name, program)| {
+                scope.spawn(move || {
+                    match program {
+                        Program::UProbe(program) => program.load(),
+                        Program::RawTracePoint(program) => program.load(),
+                        Program::TracePoint(program) => program.load(),
+                        _ => Err(ProgramError::UnexpectedProgramType),
+                    }
+                    .map_err(|source| refused(name, source))
+                })
+            })
+            .collect();
+        let join = |loading: ScopedJoinHandle<'_, _>| {
+            loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        loading.into_iter().map(join).collect::<Result<Vec<()>, _>>().map(drop)
+    })
+}
+
 /// The ring buffers that the kernel side writes.
 pub(super) struct Rings {
     pub(super) events: RingBuf<MapData>,
@@ -229,19 +262,7 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
-        for name in UPROBES {
-            let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|source| refused(name, source))?;
-        }
-        let lifecycle = LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| follows_children));
-        for name in ["code_gone", "sweep"].into_iter().chain(lifecycle.map(|(name, _)| *name)) {
-            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
-            program.load().map_err(|source| refused(name, source))?;
-        }
-        if follows_children {
-            let program: &mut TracePoint = program(&mut ebpf, NEWTASK)?;
-            program.load().map_err(|source| refused(NEWTASK, source))?;
-        }
+        load_programs(&mut ebpf, follows_children)?;
         let log = if diagnostics {
             Some(EbpfLogger::init(&mut ebpf).map_err(|source| KernelError::Log(Box::new(source)))?)
         } else {

@@ -117,11 +117,6 @@ impl Learner {
         self.teaching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what the files say that are mapped now, so that the first stacks need not wait for it.
-    pub(super) fn prepare(&mut self, space: &AddressSpace) {
-        self.source.prepare(space);
-    }
-
     /// Teaches the rows of return addresses in an allocator, now and after everything was forgotten.
     pub(super) fn teach_ahead(&mut self, module: usize, calls: Calls, space: &mut AddressSpace) {
         self.of_allocating.extend(addresses(module, &calls.of_allocating, space));

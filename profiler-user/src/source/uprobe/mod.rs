@@ -42,6 +42,8 @@ mod urgency;
 
 mod drain;
 
+mod survey;
+
 mod recording;
 
 mod totals;

@@ -4,6 +4,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -27,6 +28,7 @@ use super::{
     object::OBJECT,
     own_code::OwnCode,
     stacks::StackTable,
+    survey::Survey,
     totals::Read,
     watched::Notice,
 };
@@ -38,13 +40,11 @@ use crate::{
     },
     target::{
         Process,
-        allocator::{self, Findings},
+        allocator::Findings,
         container,
         cpu_time::Activity,
         given::Given,
-        maps::AddressSpace,
         process::{ProcessError, Program},
-        rows::RowSource,
         separate::Places,
     },
 };
@@ -187,31 +187,23 @@ impl Recording {
             capture,
         } = options;
         let pid = process.pid();
-        let mut space = AddressSpace::default();
-        space.refresh(pid)?;
-        let places = Places::of(pid, given);
-        let mut findings = Findings { with_mappings, ..Findings::default() };
-        allocator::find(&space, &places, &mut findings);
-        if findings.allocators.is_empty() {
-            if process.has_ended() {
-                return Err(ProcessError::Gone { pid }.into());
-            }
-            let looked_at = looked_at(&findings, &space);
-            return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
-        }
+        // The kernel looks through the programs while we look through the process's files.
+        let (survey, loaded) = thread::scope(|scope| {
+            let loading = scope.spawn(|| Kernel::load(object, &capacities, with_diagnostics, follow_forks));
+            let survey = Survey::of(&process, given, with_mappings, capacities.unwind_bytes);
+            (survey, loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let Survey { mut space, places, findings, source } = survey?;
+        let (mut kernel, targets, teaching, rings) = loaded?;
         let labels = findings.labels(&space);
         let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
-        let (mut kernel, targets, teaching, rings) =
-            Kernel::load(object, &capacities, with_diagnostics, follow_forks)?;
         let probes = attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &space)?;
         kernel.attach_lifecycle()?;
         let targets = Arc::new(Mutex::new(targets));
         let is_witnessed = capture.is_some();
-        let source = RowSource::new(pid, places.clone()).within(capacities.unwind_bytes);
         let teaching = Arc::new(Mutex::new(teaching));
         let mut learner =
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
-        learner.prepare(&space);
         let mut own_code = OwnCode::default();
         for allocator in &findings.allocators {
             learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
@@ -453,13 +445,4 @@ impl Drop for Recording {
 /// Whatever is guarded here is whole between two calls, whatever happened to the thread that made the last one.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn looked_at(findings: &Findings, space: &AddressSpace) -> String {
-    let file = |passed: &allocator::Passed| {
-        let path = space.modules().get(passed.module).map_or("?", |module| module.path.as_str());
-        format!("{path} ({})", passed.verdict.text())
-    };
-    let files: Vec<_> = findings.passed.iter().map(file).collect();
-    if files.is_empty() { "no file: nothing is mapped executable".to_owned() } else { files.join(", ") }
 }
