@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -78,9 +79,21 @@ fn run_here() -> Result<()> {
     kernel.args(["test", "--no-fail-fast", "--package", "heaptap-tests"]).args(targets(&kernel_tests()?));
     // One at a time: each test has probes in the libc that all of them run on.
     kernel.args(["--", "--test-threads=1"]).env("HEAPTAP_BIN", &heaptap);
+    if is_root() {
+        mount_tracefs()?;
+    }
     suites.push(("kernel", if is_root() { Some(tally(kernel)?) } else { None }));
 
     summarise(&suites)
+}
+
+/// Mounts tracefs where that has not been done: `--follow-forks` defines its probes there.
+fn mount_tracefs() -> Result<()> {
+    let folder = Path::new("/sys/kernel/tracing");
+    if folder.exists() && !folder.join("uprobe_events").exists() {
+        workspace::run(Command::new("mount").args(["-t", "tracefs", "tracefs"]).arg(folder))?;
+    }
+    Ok(())
 }
 
 /// The tests that work on files and need no root.

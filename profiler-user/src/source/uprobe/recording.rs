@@ -187,6 +187,8 @@ impl Recording {
             capture,
         } = options;
         let pid = process.pid();
+        // First, for it finds the file system by which the kernel's tracepoints are described.
+        let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
         // The kernel looks through the programs while we look through the process's files.
         let (survey, loaded) = thread::scope(|scope| {
             let loading = scope.spawn(|| Kernel::load(object, &capacities, with_diagnostics, follow_forks));
@@ -196,7 +198,6 @@ impl Recording {
         let Survey { mut space, places, findings, source } = survey?;
         let (mut kernel, targets, teaching, rings) = loaded?;
         let labels = findings.labels(&space);
-        let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
         let probes = attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &space)?;
         kernel.attach_lifecycle()?;
         let targets = Arc::new(Mutex::new(targets));
