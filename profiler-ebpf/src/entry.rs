@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::pt_regs,
-    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, generated::bpf_get_func_ip},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -45,20 +45,42 @@ fn keep_kernel_stack(ctx: &impl EbpfContext, target: &Target) {
 /// Entry of a function that allocates; the cookie is its [`Convention`].
 #[uprobe]
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
+    enter(&ctx);
+    0
+}
+
+/// Entry and return of a function that allocates and does not throw, where the kernel lets one program see both; the cookie is its
+/// [`Convention`]. A call from whose entry it comes away with 1 has no return trap.
+#[uprobe]
+pub fn alloc_call(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context of a uprobe program is the registers at the probe, or after the return.
+    let regs = unsafe { &*ctx.regs };
+    // SAFETY: the helper takes the context as it is.
+    let probe = unsafe { bpf_get_func_ip(ctx.as_ptr()) };
+    if regs.rip != probe {
+        return_hijacked(&ctx, regs);
+        return 0;
+    }
+    u32::from(!enter(&ctx))
+}
+
+/// Begins to follow a call; false where its return says nothing.
+#[inline(always)]
+fn enter(ctx: &ProbeContext) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(watched) = TARGETS.get_ptr(tgid) else {
-        return 0;
+        return false;
     };
     // SAFETY: what is written there meanwhile are single words, and one that is a moment old is as good.
     let target = unsafe { watched.read_volatile() };
-    keep_kernel_stack(&ctx, &target);
+    keep_kernel_stack(ctx, &target);
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
-    if inflight::is_nested(&ctx, pid_tgid, regs, &target) {
-        return 0;
+    if inflight::is_nested(ctx, pid_tgid, regs, &target) {
+        return false;
     }
-    let wanted = Wanted::of(&ctx, regs);
+    let wanted = Wanted::of(ctx, regs);
     let rate = sampling::rate_of(wanted.size_bytes);
     // The old block leaves now, since its address may be given to another thread before the return.
     let (old_address, old) = match release::take(target.owner(tgid), wanted.old_address) {
@@ -73,16 +95,16 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
                 // SAFETY: as above. Read again, for what is kept meanwhile takes of the little stack that there is.
                 let target = unsafe { watched.read_volatile() };
                 let block = LiveBlock::new(wanted.size_bytes, rate, wanted.convention.allocator(), 0);
-                record::announce(&ctx, pid_tgid, caller, block, &target)
+                record::announce(ctx, pid_tgid, caller, block, &target)
             }
             None => UNLEARNED_STACK,
         }
     };
     // Looked up again for the same reason.
-    let wanted = Wanted::of(&ctx, regs);
+    let wanted = Wanted::of(ctx, regs);
     // What it jumps to must not be taken for a call of its own, and what becomes of the old block is to be seen.
     if stack == NESTED_STACK && old_address == 0 && !wanted.convention.may_jump() {
-        return 0;
+        return false;
     }
     let call = InFlight {
         sp: regs.rsp,
@@ -98,14 +120,15 @@ pub fn alloc_enter(ctx: ProbeContext) -> u32 {
         rate: rate as u32,
     };
     if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
-        debug!(&ctx, "no room for another call in INFLIGHT");
+        debug!(ctx, "no room for another call in INFLIGHT");
         count(tgid, Counter::InflightFull, 1);
         // Looked up again for the same reason.
         if let Some(target) = maps::target(tgid) {
             inflight::put_back(target.owner(tgid), call.old_address, &call.old);
         }
+        return false;
     }
-    0
+    true
 }
 
 /// What is asked of a function that allocates.
@@ -179,14 +202,19 @@ impl Arguments {
 #[uretprobe]
 pub fn alloc_return(ctx: RetProbeContext) -> u32 {
     // SAFETY: the context of a uretprobe program is the registers after the return.
-    let regs = unsafe { &*ctx.regs };
+    return_hijacked(&ctx, unsafe { &*ctx.regs });
+    0
+}
+
+/// Sees a call that has come back through the kernel's trampoline.
+#[inline(always)]
+fn return_hijacked(ctx: &impl EbpfContext, regs: &pt_regs) {
     // The return address has been taken off the stack.
-    let is_known = came_back(&ctx, regs, regs.rsp.wrapping_sub(8));
+    let is_known = came_back(ctx, regs, regs.rsp.wrapping_sub(8));
     // Where not all calls are kept, many are not known.
     if !is_known && maps::rate() == 0 {
         count((bpf_get_current_pid_tgid() >> 32) as u32, Counter::UnmatchedReturns, 1);
     }
-    0
 }
 
 /// A `ret` instruction through which a function that allocates may come back, or one that it jumps to.
