@@ -29,6 +29,8 @@ pub enum EventKind {
     Mapping = 9,
     /// A [`ForkEvent`].
     Fork = 10,
+    /// A [`ProcessEvent`]: the target has made a child that is not followed, with a copy of its memory.
+    ChildMade = 11,
 }
 
 impl EventKind {
@@ -45,6 +47,7 @@ impl EventKind {
             8 => Self::Witness,
             9 => Self::Mapping,
             10 => Self::Fork,
+            11 => Self::ChildMade,
             _ => return None,
         })
     }

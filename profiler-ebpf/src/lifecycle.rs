@@ -40,6 +40,19 @@ pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// A process makes another one, which has a copy of its memory and so of the breakpoints in it. Not attached where children are
+/// followed.
+#[raw_tracepoint(tracepoint = "task_newtask")]
+pub fn child_made(ctx: RawTracePointContext) -> i32 {
+    /// `CLONE_VM` of include/uapi/linux/sched.h.
+    const CLONE_VM: u64 = 0x100;
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if maps::target(tgid).is_some() && ctx.arg::<u64>(1) & CLONE_VM == 0 {
+        events::notify(EventKind::ChildMade, tgid);
+    }
+    0
+}
+
 /// The loader is about to change what is mapped, or has: the function that it calls for debuggers at either (the
 /// `r_debug` protocol of <link.h>). The cookie is how far behind that function its state lies, for another program that the
 /// process goes on with may have it elsewhere; 0 for a loader that only says when it has added something.

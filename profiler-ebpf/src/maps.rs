@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, ProgramArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use profiler_common::{
     call::InFlight,
@@ -66,6 +66,10 @@ pub static RATE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static THRESHOLDS: Array<u32> = Array::with_max_entries(sampling::RATES * sampling::CLASSES, 0);
 
+/// Returns that a program has seen which sees entries as well: what the kernel says of its runs has both.
+#[map]
+pub static RETURNS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// New stacks and lifecycle notices on their way to user space.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::DEFAULT_RING_BYTES, 0);
@@ -80,6 +84,15 @@ pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub fn target(tgid: u32) -> Option<Target> {
     // SAFETY: user space replaces an entry as a whole, and one that is a moment old is as good.
     Some(unsafe { *TARGETS.get_ptr(tgid)? })
+}
+
+/// Counts a return. One may be lost to another thread that comes in between, which is no matter: what is made of it is an estimate.
+#[inline(always)]
+pub fn note_return() {
+    if let Some(returns) = RETURNS.get_ptr_mut(0) {
+        // SAFETY: an aligned word of a map value.
+        unsafe { returns.write_volatile(returns.read_volatile() + 1) };
+    }
 }
 
 /// The rate at which allocations are sampled now; 0 where all are kept.

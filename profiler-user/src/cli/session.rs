@@ -170,6 +170,7 @@ impl Session {
                 Some(notice) = notices.recv() => match notice {
                     Notice::Exec { seen } => self.follow_exec(seen),
                     Notice::CodeAdded => self.attach_to_new(),
+                    Notice::ChildMade => self.recording.free_children(),
                     // It has been heard of elsewhere.
                     Notice::Forked(_) => {}
                     Notice::LeaderExit { seen } => {
@@ -210,7 +211,7 @@ impl Session {
     /// Goes on with the program that the process runs now.
     fn follow_exec(&self, seen: Instant) {
         match self.recording.follow_exec() {
-            Ok(Replaced { program, allocators, has_nothing }) => {
+            Ok(Replaced { program, allocators, has_nothing, was_blind }) => {
                 self.say(&format!(
                     "the process has replaced its program (exec) by {}; what the old one had is gone with it",
                     program.exe.display()
@@ -222,6 +223,11 @@ impl Session {
                     self.say(&format!(
                         "{names} is counted from now on; its calls were not seen for {blind_ms} ms"
                     ));
+                } else if was_blind {
+                    let blind = seen.elapsed();
+                    self.recording.was_blind_for(blind);
+                    let blind_ms = blind.as_millis() + 1;
+                    self.say(&format!("its calls were not seen for {blind_ms} ms"));
                 } else if has_nothing {
                     self.say("the new program has no allocator that heaptap knows: nothing of it is counted");
                 }

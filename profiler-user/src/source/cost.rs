@@ -42,6 +42,12 @@ impl Hits {
         }
     }
 
+    /// The same, where so many of what was taken for entries were returns.
+    pub const fn with_returns(self, returns: u64) -> Self {
+        let returns = if returns < self.entries { returns } else { self.entries };
+        Self { entries: self.entries - returns, returns: self.returns.saturating_add(returns), ..self }
+    }
+
     /// What they cost, in nanoseconds.
     pub fn cost_ns(self, trap: TrapCost) -> f64 {
         self.entries as f64 * trap.entry_ns

@@ -1,16 +1,23 @@
 //! Attaching the programs to an allocator's functions, and to nothing else.
 
-use std::{io, num::NonZeroU32};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use aya::programs::{
     ProgramError,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
 };
 use nix::errno::Errno;
 
 use super::{
     inherited::InheritedError,
     kernel::{Kernel, KernelError},
+    multi::{Multi, NOTHING},
     sites::Site,
     tracefs::TracefsError,
 };
@@ -41,12 +48,23 @@ pub enum AttachError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// The kernel refused the probes of a file.
+    #[error("cannot attach to {functions} in {path}")]
+    Probes {
+        /// The functions.
+        functions: String,
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<KernelError>,
+    },
 }
 
 impl AttachError {
     /// Whether the thread through which was to be attached is no longer there.
     pub(super) fn thread_is_gone(&self) -> bool {
-        if !matches!(self, Self::Probe { .. } | Self::Inherited(_)) {
+        if !matches!(self, Self::Probe { .. } | Self::Probes { .. } | Self::Inherited(_)) {
             return false;
         }
         let mut causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
@@ -57,19 +75,28 @@ impl AttachError {
     }
 }
 
-/// Probes that are in. Dropping them takes them out, which takes the kernel a tenth of a second each.
+/// What keeps probes in until it is dropped.
+pub(super) type Link = Box<dyn Send>;
+
+/// Probes that are in. Dropping them takes them out: those of a file at once, where they have one link, else one after the other,
+/// which takes the kernel a tenth of a second each.
 #[derive(Default)]
 pub(super) struct Probes {
-    links: Vec<UProbeLink>,
+    links: Vec<Link>,
+    /// The places of those that are in for the process as a whole, by their files.
+    places: BTreeMap<PathBuf, Vec<u64>>,
     /// The loaders that they are in, as modules.
     loaders: Vec<usize>,
 }
 
 impl Probes {
     /// Adds others.
-    pub(super) fn extend(&mut self, others: Self) {
-        self.links.extend(others.links);
-        self.loaders.extend(others.loaders);
+    pub(super) fn extend(&mut self, mut others: Self) {
+        self.links.append(&mut others.links);
+        for (path, mut offsets) in std::mem::take(&mut others.places) {
+            self.places.entry(path).or_default().append(&mut offsets);
+        }
+        self.loaders.append(&mut others.loaders);
     }
 
     /// Notes that they are in a loader, as a module.
@@ -82,7 +109,55 @@ impl Probes {
         &self.loaders
     }
 
-    /// Attaches to these sites for the process that `thread` belongs to.
+    /// The places of those that are in for the process as a whole, by their files: whichever of its threads ends, they stay.
+    pub(super) const fn places(&self) -> &BTreeMap<PathBuf, Vec<u64>> {
+        &self.places
+    }
+
+    /// Attaches to these sites for the process `pid`, whose first thread must be alive.
+    ///
+    /// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter.
+    pub(super) fn attach_at_once(
+        &mut self,
+        multi: &Multi,
+        sites: &[Site],
+        pid: u32,
+    ) -> Result<(), AttachError> {
+        let mut by_link: BTreeMap<(&str, &Path), Vec<&Site>> = BTreeMap::new();
+        for site in sites {
+            by_link.entry((site.program, &site.held_path)).or_default().push(site);
+        }
+        for ((_, path), sites) in by_link {
+            let Some(Site { program, path: name, .. }) = sites.first() else { continue };
+            let places: Vec<(u64, u64)> = sites.iter().map(|site| (site.offset, site.cookie)).collect();
+            let link = multi.link(program, path, &places, pid).map_err(|source| {
+                let functions: Vec<&str> = sites.iter().map(|site| site.function.as_str()).collect();
+                let functions = functions.join(", ");
+                AttachError::Probes { functions, path: name.clone(), source: Box::new(source) }
+            })?;
+            self.links.push(Box::new(link));
+            let offsets = self.places.entry(path.to_owned()).or_default();
+            offsets.extend(sites.iter().map(|site| site.offset));
+        }
+        Ok(())
+    }
+
+    /// Attaches a program that does nothing to these places, by their files, for heaptap itself.
+    pub(super) fn pass_by(
+        &mut self,
+        multi: &Multi,
+        places: &BTreeMap<PathBuf, Vec<u64>>,
+    ) -> Result<(), KernelError> {
+        for (path, offsets) in places {
+            let places: BTreeSet<(u64, u64)> = offsets.iter().map(|offset| (*offset, 0)).collect();
+            let places: Vec<(u64, u64)> = places.into_iter().collect();
+            let link = multi.link(NOTHING, path, &places, std::process::id())?;
+            self.links.push(Box::new(link));
+        }
+        Ok(())
+    }
+
+    /// Attaches to these sites one by one for the process that `thread` belongs to; the kernel takes the probes out when that ends.
     ///
     /// Nothing counts before the process has its entry in `TARGETS`, so that the order does not matter.
     pub(super) fn attach(
@@ -107,8 +182,20 @@ impl Probes {
                     path: path.clone(),
                     source: Box::new(source),
                 })?;
-            self.links.push(link);
+            self.links.push(Box::new(link));
         }
         Ok(())
+    }
+}
+
+impl Drop for Probes {
+    /// The kernel waits for each link until nobody is in its programs: for all of them at the same time.
+    fn drop(&mut self) {
+        thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                // Where there is no thread to be had, the closure is dropped here, and the link with it.
+                let _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
+            }
+        });
     }
 }

@@ -3,14 +3,19 @@
 //! The programs do nothing for a process that is not watched, as heaptap itself is not, so that what is measured is the
 //! trap and the way into the program.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use aya::programs::{
     ProgramError, UProbe,
-    uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
+    uprobe::{UProbeAttachLocation, UProbeScope},
 };
 use rustix::time::{ClockId, clock_gettime};
 
+use super::{
+    attach::Link,
+    kernel::{FREE, Kernel, KernelError, RETURNS},
+    multi::Multi,
+};
 use crate::source::cost::TrapCost;
 
 /// Why no cost could be measured.
@@ -28,6 +33,9 @@ pub(super) enum CalibrateError {
     /// The kernel refused a probe.
     #[error("the kernel refused a probe on heaptap itself")]
     Probe(#[from] ProgramError),
+    /// The same of one that is attached as those of the process are.
+    #[error("the kernel refused a probe on heaptap itself")]
+    Link(#[from] KernelError),
     /// The probes were not hit, or time stood still.
     #[error("a trap seems to cost nothing")]
     Nothing,
@@ -55,31 +63,55 @@ extern "C" fn stepped() {
     core::arch::naked_asm!("test edi, edi", "ret")
 }
 
-/// Measures. Takes some milliseconds; the links that it gives, to be dropped, take a tenth of a second each to go.
-pub(super) fn calibrate(
-    entry: &mut UProbe,
-    back: &mut UProbe,
-) -> Result<(TrapCost, Vec<UProbeLink>), CalibrateError> {
+/// What is attached to functions of our own: programs that do nothing there, in the way that others are attached to the process.
+pub(super) enum Means {
+    /// To many places at once.
+    Multi(Arc<Multi>),
+    /// One by one: a program at entries, and one at returns.
+    Single(Box<[UProbe; 2]>),
+}
+
+impl Means {
+    /// Those by which `kernel` attaches.
+    pub(super) fn of(kernel: &Kernel) -> Result<Self, KernelError> {
+        Ok(match kernel.multi() {
+            Some(multi) => Self::Multi(Arc::clone(multi)),
+            None => Self::Single(Box::new([kernel.handle(FREE)?, kernel.handle(RETURNS)?])),
+        })
+    }
+
+    /// Attaches to a function of our own, or to its returns, in no other process.
+    fn attach(&mut self, function: extern "C" fn(), is_return: bool) -> Result<Link, CalibrateError> {
+        const OURS: &str = "/proc/self/exe";
+        let (offset, pid) = (file_offset(function)?, std::process::id());
+        match self {
+            Self::Multi(multi) => {
+                Ok(Box::new(multi.link_nothing(Path::new(OURS), offset, is_return, pid)?))
+            }
+            Self::Single(programs) => {
+                let [entry, back] = &mut **programs;
+                let program = if is_return { back } else { entry };
+                let scope = NonZeroU32::new(pid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+                let link = program.attach(UProbeAttachLocation::AbsoluteOffset(offset), OURS, scope)?;
+                Ok(Box::new(program.take_link(link)?))
+            }
+        }
+    }
+}
+
+/// Measures. Takes some milliseconds; the links that it gives, to be dropped, may take a tenth of a second each to go.
+pub(super) fn calibrate(means: &mut Means) -> Result<(TrapCost, Vec<Link>), CalibrateError> {
     let plain_ns = time_ns(emulated);
-    let mut links = vec![attach(entry, stepped)?];
+    let mut links = vec![means.attach(stepped, false)?];
     let stepped_ns = time_ns(stepped) - plain_ns;
-    links.push(attach(entry, emulated)?);
+    links.push(means.attach(emulated, false)?);
     let entry_ns = time_ns(emulated) - plain_ns;
-    links.push(attach(back, emulated)?);
+    links.push(means.attach(emulated, true)?);
     let return_ns = time_ns(emulated) - plain_ns - entry_ns;
     if entry_ns <= 0.0 || stepped_ns <= 0.0 || return_ns <= 0.0 {
         return Err(CalibrateError::Nothing);
     }
     Ok((TrapCost { entry_ns, stepped_ns, return_ns }, links))
-}
-
-/// Attaches to a function of our own, in no other process.
-fn attach(program: &mut UProbe, function: extern "C" fn()) -> Result<UProbeLink, CalibrateError> {
-    let location = UProbeAttachLocation::AbsoluteOffset(file_offset(function)?);
-    let scope =
-        NonZeroU32::new(std::process::id()).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
-    let link = program.attach(location, "/proc/self/exe", scope)?;
-    Ok(program.take_link(link)?)
 }
 
 /// Where a function lies in our executable, in bytes.

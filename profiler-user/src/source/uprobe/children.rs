@@ -17,6 +17,7 @@ use super::{
     drain::Drain,
     inherited::Inherited,
     kernel::{Kernel, KernelError, Targets},
+    left_behind::LeftBehind,
     recording::{Programs, RecordError, Recording, lock},
     totals::Read,
     watched::Forked,
@@ -35,6 +36,8 @@ pub(super) struct Common {
     pub(super) inherited: Option<Mutex<Option<Inherited>>>,
     /// The threads that take probes out at the end.
     detaching: Mutex<Vec<JoinHandle<()>>>,
+    /// What frees children of breakpoints that are not followed.
+    pub(super) left_behind: LeftBehind,
     /// Live blocks that are followed.
     pub(super) live_blocks: u32,
     /// Blocks that nobody has any more and that may take room still.
@@ -58,6 +61,7 @@ impl Common {
             targets,
             inherited,
             detaching: Mutex::default(),
+            left_behind: LeftBehind::default(),
             live_blocks,
             left_blocks: AtomicU64::new(0),
         }
@@ -98,6 +102,14 @@ impl Recording {
         self.common.inherited.is_some()
     }
 
+    /// Frees children of the process, which are not followed, of the breakpoints that they have from it.
+    pub fn free_children(&self) {
+        let multi = lock(&self.common.kernel).multi().map(Arc::clone);
+        if let (Some(multi), None) = (multi, *lock(&self.ended)) {
+            self.common.left_behind.free(&multi, lock(&self.probes).places().clone());
+        }
+    }
+
     /// The recording of a child of the process, which has counted from the child's first instruction on. The child may have
     /// ended.
     ///
@@ -116,6 +128,7 @@ impl Recording {
             findings: Mutex::new(lock(&self.findings).clone()),
             places: self.places.clone(),
             probes: Mutex::new(Probes::default()),
+            has_lost_leader: Mutex::default(),
             started: SystemTime::now(),
             began: Instant::now(),
             ended: Mutex::default(),

@@ -1,6 +1,10 @@
 //! Following a process through what it does while it is recorded: it maps code, replaces its program, loses its first thread.
 
-use std::{num::NonZeroU32, sync::Mutex, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use super::{
     attach::{AttachError, Probes},
@@ -28,6 +32,8 @@ pub struct Replaced {
     pub program: Program,
     /// The names of the allocators that were not probed before. What they gave before they were is not known.
     pub allocators: Vec<String>,
+    /// Whether calls of those that were probed before were not seen for a while.
+    pub was_blind: bool,
     /// Whether there is nothing to probe, and no loader that would bring it.
     pub has_nothing: bool,
 }
@@ -38,6 +44,13 @@ impl Recording {
     /// What they gave before is not known.
     pub fn attach_to_new(&self) -> Result<Vec<String>, RecordError> {
         let space = self.ask(|table| table.space.clone())?;
+        if *lock(&self.has_lost_leader) {
+            // Where the first thread has ended, the kernel no longer finds the process's memory by it: a file that is mapped anew
+            // has no probes.
+            let began = Instant::now();
+            self.attach_anew(&space)?;
+            self.was_blind_for(began.elapsed());
+        }
         self.attach_to_new_in(&space, false)
     }
 
@@ -90,6 +103,11 @@ impl Recording {
             programs.former.push(former);
         }
         let space = self.ask(|table| table.space.clone())?;
+        let was_blind = *lock(&self.has_lost_leader);
+        if was_blind {
+            // Another thread has taken the place of the one that the probes were attached for.
+            self.attach_anew(&space)?;
+        }
         let allocators = self.attach_to_new_in(&space, true)?;
         let has_nothing = {
             let findings = lock(&self.findings);
@@ -99,7 +117,7 @@ impl Recording {
             *lock(&self.watch) = Watch::begin_anew(self.process.pid());
             self.make_room()?;
         }
-        Ok(Replaced { program, allocators, has_nothing })
+        Ok(Replaced { program, allocators, has_nothing, was_blind })
     }
 
     /// Forgets blocks of replaced programs, once they take much of the room that there is.
@@ -113,16 +131,39 @@ impl Recording {
 
     /// Attaches once more, through a thread that goes on; gives whether that was needed.
     ///
-    /// To be called when the first thread has ended: the kernel took the probes out with it, unless every thread has its own.
+    /// To be called when the first thread has ended: the kernel took the probes out with it, unless every thread has its own, or they
+    /// are for the process as a whole.
     pub fn reattach(&self) -> Result<bool, RecordError> {
         if self.follows_children() {
             return Ok(false);
         }
-        let kernel = lock(&self.common.kernel);
+        if !lock(&self.probes).places().is_empty() {
+            *lock(&self.has_lost_leader) = true;
+            return Ok(false);
+        }
         let space = self.ask(|table| table.space.clone())?;
-        *lock(&self.probes) =
-            attach_to(&kernel, None, &self.process, &lock(&self.findings), 0, Some(&[]), &space)?;
+        self.attach_anew(&space)?;
         Ok(true)
+    }
+
+    /// Takes all probes out and puts them in again, in the way that is right for the process as it is now.
+    fn attach_anew(&self, space: &AddressSpace) -> Result<(), RecordError> {
+        let kernel = lock(&self.common.kernel);
+        let mut probes = lock(&self.probes);
+        let former = std::mem::take(&mut *probes);
+        if former.places().is_empty() {
+            // They are out already, and only take long to be forgotten.
+            self.common.detach(former);
+        } else {
+            if !has_leader(self.process.pid()) {
+                kernel.load_single()?;
+            }
+            // A call must not be seen twice.
+            drop(former);
+        }
+        *probes = attach_to(&kernel, None, &self.process, &lock(&self.findings), 0, Some(&[]), space)?;
+        *lock(&self.has_lost_leader) = false;
+        Ok(())
     }
 }
 
@@ -144,9 +185,27 @@ pub(super) fn attach_to(
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = || ProcessError::Gone { pid: process.pid() };
-    let sites = sites::of_allocators(findings.numbered().skip(known), space);
     let loader =
         known_loaders.and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));
+    let sites = |has_calls| sites::of_allocators(findings.numbered().skip(known), space, has_calls);
+    if let Some(multi) = kernel.multi() {
+        if has_leader(process.pid()) {
+            let mut probes = Probes::default();
+            let attached = probes.attach_at_once(multi, &sites(multi.has_sessions()), process.pid());
+            if let (Ok(()), Some((loader, site))) = (&attached, &loader) {
+                probes.add_loader(*loader);
+                warn_without(probes.attach_at_once(multi, std::slice::from_ref(site), process.pid()));
+            }
+            match attached {
+                Ok(()) if process.has_ended() => return Err(gone().into()),
+                // Had it ended before, the kernel may have put them nowhere.
+                Ok(()) if has_leader(process.pid()) => return Ok(probes),
+                Err(error) if !error.thread_is_gone() => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    let sites = sites(false);
     if let Some(inherited) = inherited {
         let mut probes = Probes::default();
         attach_inherited(inherited, kernel, &sites, process.pid())?;
@@ -186,6 +245,11 @@ pub(super) fn attach_to(
     }
     // What there is of it is ending.
     Err(gone().into())
+}
+
+/// Whether a process's first thread is alive.
+fn has_leader(pid: u32) -> bool {
+    live_threads(pid).any(|thread| thread == pid)
 }
 
 fn warn_without(loader: Result<(), AttachError>) {

@@ -9,19 +9,16 @@ use std::{
     fs, io,
     mem::size_of,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
 };
 
-use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, perf_event_attr, perf_event_sample_format as format, perf_sw_ids,
-    perf_type_id,
-};
+use aya_obj::generated::{perf_event_attr, perf_event_sample_format as format, perf_sw_ids, perf_type_id};
 use nix::errno::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{attach::AttachError, kernel::Kernel, sites::Site, tracefs::Group};
+use super::{attach::AttachError, bpf_call, kernel::Kernel, sites::Site, tracefs::Group};
 use crate::target::process::live_threads;
 
 /// Why a probe that is inherited could not be attached.
@@ -207,7 +204,7 @@ impl Inherited {
         let mut programs = kernel.programs();
         let descriptor = programs.uprobe(program)?.fd();
         let descriptor = descriptor.map_err(|source| super::kernel::refused(program, source))?;
-        let link = link(descriptor.as_fd().as_raw_fd(), holder.as_raw_fd(), *cookie);
+        let link = bpf_call::link_event(descriptor.as_fd(), holder.as_fd(), *cookie);
         let link = link.map_err(|source| refused("run a program at", function, thread, source))?;
         Ok(Defined { id, function: function.clone(), _link: link })
     }
@@ -310,28 +307,5 @@ fn open_for(thread: u32, attributes: &perf_event_attr) -> io::Result<OwnedFd> {
             close_on_exec,
         )
     };
-    descriptor(event)
-}
-
-/// Hangs a program on what an event is of, with what the program is told; it runs until the link is closed.
-fn link(program: i32, event: i32, cookie: u64) -> io::Result<OwnedFd> {
-    // SAFETY: a union of numbers, for which zeros are valid.
-    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
-    attributes.link_create.__bindgen_anon_1.prog_fd = program as u32;
-    attributes.link_create.__bindgen_anon_2.target_fd = event as u32;
-    attributes.link_create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
-    attributes.link_create.__bindgen_anon_3.perf_event.bpf_cookie = cookie;
-    // SAFETY: the kernel reads as much of the union as it is told.
-    let link = unsafe {
-        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_LINK_CREATE, &raw mut attributes, size_of::<bpf_attr>())
-    };
-    descriptor(link)
-}
-
-fn descriptor(returned: i64) -> io::Result<OwnedFd> {
-    match i32::try_from(returned) {
-        // SAFETY: the kernel has just made it, for us alone.
-        Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    bpf_call::descriptor(event)
 }

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     io,
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, ScopedJoinHandle},
 };
@@ -22,7 +23,9 @@ use profiler_common::{
     unwind::{CachedRow, Row},
 };
 
-use super::{batch::Table, capacity::Capacities, sampling::Sampling, tracefs};
+use super::{
+    batch::Table, capacity::Capacities, multi::Multi, run_counts::RunCounts, sampling::Sampling, tracefs,
+};
 
 /// Why the kernel side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,12 @@ pub enum KernelError {
         /// What it said.
         #[source]
         source: Box<MapError>,
+    },
+    /// The embedded object cannot be made ready for this kernel: a defect of this build.
+    #[error("heaptap's kernel programs cannot be made ready: {reason}")]
+    Object {
+        /// Why.
+        reason: String,
     },
     /// The embedded object lacks something: a defect of this build.
     #[error("the embedded kernel object has no `{name}`")]
@@ -75,7 +84,7 @@ pub enum KernelError {
     Log(#[source] Box<aya_log::Error>),
 }
 
-/// The programs that are attached to functions.
+/// The programs that are attached to functions, one by one.
 const UPROBES: [&str; 8] = [
     "alloc_enter",
     "alloc_return",
@@ -93,8 +102,23 @@ pub(super) const RETURNS: &str = "alloc_return";
 /// That of them which is attached to `ret` instructions, which are single-stepped.
 pub(super) const STEPPED: &str = "alloc_ret";
 
-/// The program that is attached to new threads.
+/// The program that is attached to functions that allocate, and sees their returns as well.
+pub(super) const CALL: &str = "alloc_call";
+
+/// The program that is attached to functions that free.
+pub(super) const FREE: &str = "free_enter";
+
+/// The programs that most processes need, of those that are attached to many places at once.
+const MOSTLY: [&str; 2] = [FREE, "loader_change"];
+
+/// What is attached to new threads where children are not followed, and probes are of a kind that stays in them.
+const STAYING: (&str, &str) = ("child_made", "task_newtask");
+
+/// The program that is attached to new threads where children are followed.
 const NEWTASK: &str = "process_fork";
+
+/// The program that user space runs itself to make room for blocks.
+pub(super) const SWEEP: &str = "sweep";
 
 /// The programs that are attached to the ends of all threads and programs.
 const LIFECYCLE: [(&str, &str); 2] =
@@ -107,6 +131,10 @@ const CHILDREN: [(&str, &str); 2] =
 /// The loaded programs and their maps. Dropping it, and what it came with, takes everything out of the kernel.
 pub(super) struct Kernel {
     programs: Mutex<Ebpf>,
+    /// The programs that are attached to many places at once, where the kernel can do that and children are not followed.
+    multi: Option<Arc<Multi>>,
+    /// How often those run that are attached to functions.
+    pub(super) run_counts: Arc<RunCounts>,
     sweep: RawTracePoint,
     follows_children: bool,
     pub(super) counters: HashMap<MapData, u32, Counters>,
@@ -198,35 +226,55 @@ impl Teaching {
 }
 
 /// Loads the programs that are needed, all at the same time: the kernel takes tens of milliseconds to prove that one does no harm.
-fn load_programs(ebpf: &mut Ebpf, follows_children: bool) -> Result<(), KernelError> {
+fn load_programs(
+    ebpf: &mut Ebpf,
+    multi: Option<&Multi>,
+    run_counts: &RunCounts,
+    follows_children: bool,
+) -> Result<(), KernelError> {
     let raw = LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| follows_children)).map(|(name, _)| *name);
     let of_children = Some(NEWTASK).filter(|_| follows_children);
+    let staying = Some(STAYING.0).filter(|_| multi.is_some());
+    let single = UPROBES.into_iter().filter(|_| multi.is_none());
     let names: Vec<&'static str> =
-        UPROBES.into_iter().chain(["code_gone", "sweep"]).chain(raw).chain(of_children).collect();
+        single.chain(["code_gone"]).chain(raw).chain(of_children).chain(staying).collect();
     if let Some(&name) = names.iter().find(|name| ebpf.program(name).is_none()) {
         return Err(KernelError::Missing { name });
     }
     thread::scope(|scope| {
-        let loading: Vec<_> = ebpf
-            .programs_mut()
-            .filter_map(|(name, program)| Some((*names.iter().find(|wanted| **wanted == name)?, program)))
-            .map(|(name, program)| {
-                scope.spawn(move || {
-                    match program {
-                        Program::UProbe(program) => program.load(),
-                        Program::RawTracePoint(program) => program.load(),
-                        Program::TracePoint(program) => program.load(),
-                        _ => Err(ProgramError::UnexpectedProgramType),
-                    }
-                    .map_err(|source| refused(name, source))
-                })
-            })
-            .collect();
+        let mut loading = Vec::new();
+        // The largest first.
+        let call = if multi.is_some_and(Multi::has_sessions) {
+            [CALL].as_slice()
+        } else {
+            &["alloc_enter", RETURNS]
+        };
+        if let Some(multi) = multi {
+            loading.extend(
+                call.iter().chain(&MOSTLY).map(|name| scope.spawn(move || multi.load(name).map(drop))),
+            );
+        }
+        for (name, program) in ebpf.programs_mut() {
+            let Some(name) = names.iter().copied().find(|wanted| *wanted == name) else { continue };
+            loading.push(scope.spawn(move || match program {
+                Program::UProbe(program) => load_single(name, program, run_counts),
+                Program::RawTracePoint(program) => program.load().map_err(|source| refused(name, source)),
+                Program::TracePoint(program) => program.load().map_err(|source| refused(name, source)),
+                _ => Err(refused(name, ProgramError::UnexpectedProgramType)),
+            }));
+        }
         let join = |loading: ScopedJoinHandle<'_, _>| {
             loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         loading.into_iter().map(join).collect::<Result<Vec<()>, _>>().map(drop)
     })
+}
+
+/// Loads a program that is attached to functions one by one.
+fn load_single(name: &'static str, program: &mut UProbe, run_counts: &RunCounts) -> Result<(), KernelError> {
+    program.load().map_err(|source| refused(name, source))?;
+    run_counts.add(name, program.fd().map_err(|source| refused(name, source))?.as_fd());
+    Ok(())
 }
 
 /// The ring buffers that the kernel side writes.
@@ -262,7 +310,13 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
-        load_programs(&mut ebpf, follows_children)?;
+        let first: &mut RawTracePoint = program(&mut ebpf, SWEEP)?;
+        first.load().map_err(|source| refused(SWEEP, source))?;
+        let run_counts = Arc::new(RunCounts::default());
+        let multi =
+            if follows_children { None } else { Multi::of(object, &mut ebpf, Arc::clone(&run_counts))? };
+        load_programs(&mut ebpf, multi.as_ref(), &run_counts, follows_children)?;
+        run_counts.set_returns(map(&mut ebpf, "RETURNS")?);
         let log = if diagnostics {
             Some(EbpfLogger::init(&mut ebpf).map_err(|source| KernelError::Log(Box::new(source)))?)
         } else {
@@ -282,10 +336,12 @@ impl Kernel {
             RawTracePoint::from_program_info(info, Cow::Borrowed(name))
                 .map_err(|source| refused(name, source))
         };
-        let [code_gone, sweep] = ["code_gone", "sweep"].map(&mut handle);
+        let [code_gone, sweep] = ["code_gone", SWEEP].map(&mut handle);
         let teaching = Teaching { rows, cache, trampolines, code_gone: code_gone? };
         let kernel = Self {
             programs: Mutex::new(ebpf),
+            multi: multi.map(Arc::new),
+            run_counts,
             sweep: sweep?,
             follows_children,
             counters,
@@ -301,12 +357,14 @@ impl Kernel {
     pub(super) fn attach_lifecycle(&self) -> Result<(), KernelError> {
         let mut programs = self.programs();
         // In this order: a process that is watched from its exec on has not replaced a program that was watched.
-        for (name, tracepoint) in LIFECYCLE.iter().chain(CHILDREN.iter().filter(|_| self.follows_children)) {
-            let program: &mut RawTracePoint = program(&mut programs.0, name)?;
+        let staying = Some(&STAYING).filter(|_| self.multi.is_some());
+        let of_children = CHILDREN.iter().filter(|_| self.follows_children);
+        for (name, tracepoint) in LIFECYCLE.iter().chain(of_children).chain(staying) {
+            let program: &mut RawTracePoint = program(&mut programs.programs, name)?;
             program.attach(tracepoint).map_err(|source| refused(name, source))?;
         }
         if self.follows_children {
-            let program: &mut TracePoint = program(&mut programs.0, NEWTASK)?;
+            let program: &mut TracePoint = program(&mut programs.programs, NEWTASK)?;
             program.attach("task", "task_newtask").map_err(|source| refused(NEWTASK, source))?;
         }
         Ok(())
@@ -315,25 +373,33 @@ impl Kernel {
     /// Makes room for blocks by forgetting those of programs that were replaced and of processes that are no longer watched:
     /// up to a fifth of a second of work for millions of them.
     pub(super) fn sweep(&self) -> Result<(), KernelError> {
-        run(&self.sweep, "sweep", 0)
+        run(&self.sweep, SWEEP, 0)
     }
 
-    /// Further handles of the programs that are attached to functions: they have links of their own and need no lock.
-    pub(super) fn handles(&self) -> Result<Vec<(&'static str, UProbe)>, KernelError> {
+    /// Loads the programs that are attached to functions one by one, so that attaching them will take no time.
+    pub(super) fn load_single(&self) -> Result<(), KernelError> {
         let mut programs = self.programs();
-        let mut handle = |name| {
-            let info = programs.uprobe(name)?.info().map_err(|source| refused(name, source))?;
-            let kind = if name == RETURNS { ProbeKind::Return } else { ProbeKind::Entry };
-            // SAFETY: it is the info of a uprobe program, which was loaded as one of this kind.
-            let handle = unsafe { UProbe::from_program_info(info, Cow::Borrowed(name), kind) };
-            Ok((name, handle.map_err(|source| refused(name, source))?))
-        };
-        UPROBES.into_iter().map(&mut handle).collect()
+        UPROBES.into_iter().try_for_each(|name| programs.uprobe(name).map(drop))
+    }
+
+    /// A further handle of a program that is attached to functions one by one: it has links of its own and needs no lock.
+    pub(super) fn handle(&self, name: &'static str) -> Result<UProbe, KernelError> {
+        let mut programs = self.programs();
+        let info = programs.uprobe(name)?.info().map_err(|source| refused(name, source))?;
+        let kind = if name == RETURNS { ProbeKind::Return } else { ProbeKind::Entry };
+        // SAFETY: it is the info of a uprobe program, which was loaded as one of this kind.
+        let handle = unsafe { UProbe::from_program_info(info, Cow::Borrowed(name), kind) };
+        handle.map_err(|source| refused(name, source))
+    }
+
+    /// The programs that are attached to many places at once; `None` where the kernel cannot do that, or children are followed.
+    pub(super) const fn multi(&self) -> Option<&Arc<Multi>> {
+        self.multi.as_ref()
     }
 
     /// The programs, for as long as they are needed.
     pub(super) fn programs(&self) -> Programs<'_> {
-        Programs(lock(&self.programs))
+        Programs { programs: lock(&self.programs), run_counts: &self.run_counts }
     }
 }
 
@@ -366,12 +432,19 @@ impl Newtask {
 }
 
 /// The loaded programs. Until this is dropped nobody else has them.
-pub(super) struct Programs<'kernel>(MutexGuard<'kernel, Ebpf>);
+pub(super) struct Programs<'kernel> {
+    programs: MutexGuard<'kernel, Ebpf>,
+    run_counts: &'kernel RunCounts,
+}
 
 impl Programs<'_> {
-    /// A uprobe or uretprobe program.
+    /// A uprobe or uretprobe program, which is loaded if it was not needed before.
     pub(super) fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
-        program(&mut self.0, name)
+        let program: &mut UProbe = program(&mut self.programs, name)?;
+        if program.fd().is_err() {
+            load_single(name, program, self.run_counts)?;
+        }
+        Ok(program)
     }
 }
 

@@ -14,15 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    programs::{ProgramError, UProbe},
-    sys::{Stats, enable_stats},
-};
+use aya::sys::{Stats, enable_stats};
 
 use super::{
-    calibrate::calibrate,
-    kernel::{Kernel, RETURNS, STEPPED},
+    attach::Link,
+    calibrate::{Means, calibrate},
+    kernel::Kernel,
     recording::lock,
+    run_counts::RunCounts,
 };
 use crate::{
     source::cost::{Cost, Estimate, Excess, Hits, Tally, TrapCost},
@@ -60,11 +59,12 @@ impl Meter {
     pub(super) fn start(kernel: &Kernel, pid: u32, with_children: bool) -> Option<Self> {
         let shared = Arc::new(Shared::default());
         let (running, stop) = mpsc::channel();
-        let programs = kernel.handles().map_err(|error| failed(&error)).ok()?;
+        let means = Means::of(kernel).map_err(|error| failed(&error)).ok()?;
         let work = Work {
             shared: Arc::clone(&shared),
             stop,
-            programs,
+            means,
+            run_counts: Arc::clone(&kernel.run_counts),
             clock: if with_children { None } else { CpuClock::of(pid) },
         };
         let thread = std::thread::Builder::new().name("heaptap-meter".to_owned());
@@ -111,7 +111,8 @@ fn failed(error: &(dyn std::error::Error + 'static)) {
 struct Work {
     shared: Arc<Shared>,
     stop: Receiver<()>,
-    programs: Vec<(&'static str, UProbe)>,
+    means: Means,
+    run_counts: Arc<RunCounts>,
     /// The process's CPU time, unless the programs also run for others.
     clock: Option<CpuClock>,
 }
@@ -145,15 +146,8 @@ impl Work {
         }
     }
 
-    fn calibrate(&mut self) -> Option<(TrapCost, Vec<aya::programs::uprobe::UProbeLink>)> {
-        let mut of = |name: &str| {
-            let place = self.programs.iter().position(|(program, _)| *program == name)?;
-            Some(self.programs.swap_remove(place))
-        };
-        let (mut entry, mut back) = of("free_enter").zip(of(RETURNS))?;
-        let calibrated = calibrate(&mut entry.1, &mut back.1).map_err(|error| failed(&error)).ok();
-        self.programs.extend([entry, back]);
-        calibrated
+    fn calibrate(&mut self) -> Option<(TrapCost, Vec<Link>)> {
+        calibrate(&mut self.means).map_err(|error| failed(&error)).ok()
     }
 
     /// Waits; `false` when it is over.
@@ -167,32 +161,17 @@ impl Work {
             .inspect_err(|error| tracing::debug!(%error, "the kernel does not count runs"))
             .ok();
         let hits = || match &stats {
-            Some(_) => self.runs().ok(),
+            Some(_) => self.run_counts.hits().ok(),
             None => Some(self.counted()),
         };
         let time = if stats.is_some() { SLICE } else { PAUSE };
-        let (start, before) = (Instant::now(), hits()?);
+        let (start, before, returns) = (Instant::now(), hits()?, self.run_counts.returns());
         if !self.wait(time) {
             return None;
         }
         let (now, elapsed) = (hits()?, start.elapsed());
-        Some((now.since(before), elapsed))
-    }
-
-    /// What the kernel has counted.
-    fn runs(&self) -> Result<Hits, ProgramError> {
-        let mut hits = Hits::default();
-        for (name, program) in &self.programs {
-            let info = program.info()?;
-            let count = match *name {
-                RETURNS => &mut hits.returns,
-                STEPPED => &mut hits.stepped,
-                _ => &mut hits.entries,
-            };
-            *count += info.run_count();
-            hits.run_ns += u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-        }
-        Ok(hits)
+        let returns = self.run_counts.returns().saturating_sub(returns);
+        Some((now.since(before).with_returns(returns), elapsed))
     }
 
     /// What was counted of blocks: less than happens, for calls within calls and what the programs do are not in it.

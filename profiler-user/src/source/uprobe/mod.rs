@@ -8,6 +8,12 @@ mod batch;
 
 mod sampling;
 
+mod bpf_call;
+
+mod run_counts;
+
+mod multi;
+
 mod kernel;
 
 mod tracefs;
@@ -55,6 +61,8 @@ mod meter;
 mod follow;
 
 mod children;
+
+mod left_behind;
 
 pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 

@@ -134,6 +134,8 @@ pub struct Recording {
     /// Where debug files are.
     pub(super) places: Places,
     pub(super) probes: Mutex<Probes>,
+    /// Whether the thread has ended that the probes were attached for, which are in all the same.
+    pub(super) has_lost_leader: Mutex<bool>,
     pub(super) started: SystemTime,
     pub(super) began: Instant,
     pub(super) ended: Mutex<Option<Duration>>,
@@ -229,6 +231,7 @@ impl Recording {
             findings: Mutex::new(findings),
             places,
             probes: Mutex::new(probes),
+            has_lost_leader: Mutex::default(),
             started: SystemTime::now(),
             began: Instant::now(),
             ended: Mutex::new(None),

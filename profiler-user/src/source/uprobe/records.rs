@@ -93,6 +93,7 @@ fn decode_kind(kind: EventKind, bytes: &[u8]) -> Option<Record<'_>> {
         })),
         EventKind::Exec => Some(Record::Notice(Notice::Exec { seen: Instant::now() })),
         EventKind::LeaderExit => Some(Record::Notice(Notice::LeaderExit { seen: Instant::now() })),
+        EventKind::ChildMade => Some(Record::Notice(Notice::ChildMade)),
         EventKind::CodeChange => Some(Record::CodeChange),
         EventKind::CodeAdded => Some(Record::CodeAdded),
         EventKind::Chunk => {

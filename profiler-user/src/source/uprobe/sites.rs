@@ -7,6 +7,7 @@ use profiler_common::{
     counters::Counter,
 };
 
+use super::kernel::{CALL, RETURNS};
 use crate::target::{
     allocator::Allocator,
     hooks::Back,
@@ -34,17 +35,16 @@ pub(super) struct Site {
 impl Site {
     /// Whether it is the returns from there that count.
     pub(super) fn is_return(&self) -> bool {
-        self.program == ALLOC_RETURN
+        self.program == RETURNS
     }
 }
 
-/// The program that is attached to returns.
-const ALLOC_RETURN: &str = "alloc_return";
-
-/// Where the programs go for these allocators, each with its number, which were found in `space`.
+/// Where the programs go for these allocators, each with its number, which were found in `space`; `has_calls` where one program
+/// can see both the entry and the return of a function.
 pub(super) fn of_allocators<'found>(
     allocators: impl Iterator<Item = (u8, &'found Allocator)>,
     space: &AddressSpace,
+    has_calls: bool,
 ) -> Vec<Site> {
     let mut sites = Vec::new();
     for (number, allocator) in allocators {
@@ -71,6 +71,8 @@ pub(super) fn of_allocators<'found>(
             if hook.jumps {
                 cookie = cookie.jumps();
             }
+            let is_mapping = Outcome::is_mapping(cookie.outcome());
+            let mut entry = if is_mapping { "map_enter" } else { "alloc_enter" };
             match &hook.back {
                 Back::Rets(offsets) => {
                     cookie = cookie.by_ret();
@@ -79,9 +81,9 @@ pub(super) fn of_allocators<'found>(
                     }
                 }
                 // Such functions do not throw, so that a hijacked return address is safe here.
-                Back::ReturnProbe | Back::Unseen => add(ALLOC_RETURN, hook.site.offset, 0),
+                Back::ReturnProbe | Back::Unseen if has_calls && !is_mapping => entry = CALL,
+                Back::ReturnProbe | Back::Unseen => add(RETURNS, hook.site.offset, 0),
             }
-            let entry = if Outcome::is_mapping(cookie.outcome()) { "map_enter" } else { "alloc_enter" };
             add(entry, hook.site.offset, cookie.cookie());
         }
     }

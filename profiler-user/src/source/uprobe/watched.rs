@@ -19,6 +19,8 @@ pub enum Notice {
         /// When this was learned.
         seen: Instant,
     },
+    /// It has made a child that is not followed.
+    ChildMade,
     /// A child of it is followed from now on.
     Forked(Forked),
 }
