@@ -16,9 +16,10 @@ use super::{
     functions::Functions,
     hooks::{self, Hook},
     image::{Cache, Image},
-    maps::{AddressSpace, Content, Module},
+    maps::{AddressSpace, Content},
     mini,
     separate::Places,
+    specimen::Specimen,
     text::Text,
 };
 
@@ -147,6 +148,17 @@ impl Allocator {
 
 /// Looks for allocators in every file that is mapped executable and was not looked at before.
 pub fn find(space: &AddressSpace, places: &Places, findings: &mut Findings) {
+    find_beside(space, places, findings, |_, _| {});
+}
+
+/// The same, while something else is looked for in these files: each that could be opened is handed to `other`, with its place
+/// in [`AddressSpace::modules`].
+pub(crate) fn find_beside(
+    space: &AddressSpace,
+    places: &Places,
+    findings: &mut Findings,
+    mut other: impl FnMut(usize, &Specimen<'_>),
+) {
     let mut files = Vec::new();
     for range in space.current() {
         let Content::Module(index) = range.content else { continue };
@@ -160,9 +172,14 @@ pub fn find(space: &AddressSpace, places: &Places, findings: &mut Findings) {
         if findings.knows(index) {
             continue;
         }
-        match examine(index, module, places, findings.with_mappings) {
+        let specimen = Specimen::of(module);
+        let found = specimen.as_ref().ok_or(Verdict::Unopened);
+        match found.and_then(|specimen| examine(index, specimen, places, findings.with_mappings)) {
             Ok(allocators) => findings.allocators.extend(allocators),
             Err(verdict) => findings.passed.push(Passed { module: index, verdict }),
+        }
+        if let Some(specimen) = &specimen {
+            other(index, specimen);
         }
     }
     // A process of one file has its allocator in there, or none.
@@ -186,17 +203,16 @@ static MARKS: LazyLock<HashSet<&str>> =
 /// The allocators in a file, at least one.
 pub(super) fn examine(
     index: usize,
-    module: &Module,
+    specimen: &Specimen<'_>,
     places: &Places,
     with_mappings: bool,
 ) -> Result<Vec<Allocator>, Verdict> {
-    let file = module.file.as_deref().ok_or(Verdict::Unopened)?;
-    let mut functions =
-        Functions::of_file(file, &WANTED, &MARKS).map_err(|error| Verdict::Unreadable(Arc::new(error)))?;
+    let functions = Functions::of_content(&specimen.content, &WANTED, &MARKS);
+    let mut functions = functions.map_err(|error| Verdict::Unreadable(Arc::new(error)))?;
     if families(&functions).next().is_none() {
-        look_elsewhere(&mut functions, module, file, places);
+        look_elsewhere(&mut functions, specimen, places);
     }
-    let mut text = Text::new(file);
+    let mut text = Text::new(&specimen.content);
     let mut taken = BTreeSet::new();
     let mut allocators = Vec::new();
     let mut unprobed = Vec::new();
@@ -219,7 +235,7 @@ pub(super) fn examine(
         }
     }
     if with_mappings {
-        allocators.extend(mappings(index, file, &functions, &mut text, &mut taken));
+        allocators.extend(mappings(index, specimen.content.file(), &functions, &mut text, &mut taken));
     }
     if !allocators.is_empty() {
         return Ok(allocators);
@@ -235,7 +251,7 @@ fn mappings(
     index: usize,
     file: &File,
     functions: &Functions,
-    text: &mut Text<'_>,
+    text: &mut Text<'_, '_>,
     taken: &mut BTreeSet<u64>,
 ) -> Option<Allocator> {
     let family = &family::MAPPINGS;
@@ -276,16 +292,15 @@ fn families(functions: &Functions) -> impl Iterator<Item = &'static Family> {
 }
 
 /// Looks into the tables that were split off or packed.
-fn look_elsewhere(functions: &mut Functions, module: &Module, file: &File, places: &Places) {
-    let cache = Cache::new(file);
-    let Ok(image) = Image::parse(&cache) else { return };
+fn look_elsewhere(functions: &mut Functions, specimen: &Specimen<'_>, places: &Places) {
+    let Ok(image) = Image::parse(&specimen.content) else { return };
     match mini::unpack(&image) {
         Ok(Some(bytes)) => look_into(functions, bytes.as_slice()),
         Ok(None) => {}
-        Err(error) => tracing::debug!(file = module.path, %error, "mini debug information not read"),
+        Err(error) => tracing::debug!(file = specimen.module.path, %error, "mini debug information not read"),
     }
-    if let Some(separate) = places.find(module, &image) {
-        look_into(functions, &Cache::new(&separate));
+    if let Some(separate) = specimen.separate(places) {
+        look_into(functions, &Cache::new(separate));
     }
 }
 
@@ -298,7 +313,7 @@ fn look_into<'data, R: ReadRef<'data>>(functions: &mut Functions, data: R) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::hooks::Back;
+    use crate::target::{hooks::Back, maps::Module};
 
     fn names(allocator: &Allocator) -> Vec<&str> {
         allocator.hooks.iter().flat_map(|hook| &hook.names).map(String::as_str).collect()
@@ -307,7 +322,7 @@ mod tests {
     fn library(path: &str) -> Allocator {
         let file = File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let module = Module::held(path.to_owned(), file);
-        let mut found = examine(0, &module, &Places::default(), false)
+        let mut found = examine(0, &Specimen::of(&module).unwrap(), &Places::default(), false)
             .unwrap_or_else(|verdict| panic!("{path}: {verdict:?}"));
         assert_eq!(found.len(), 1, "{path}: {found:?}");
         found.remove(0)

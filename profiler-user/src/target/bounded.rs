@@ -3,7 +3,7 @@
 //! The file belongs to a target, is as long as the target likes (a hole costs nothing) and says of its parts what the
 //! target likes. It is not mapped: a mapped file that is cut short while it is read kills the reader.
 
-use std::{cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt};
+use std::{cell::Cell, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use elsa::FrozenMap;
 use object::ReadRef;
@@ -49,6 +49,26 @@ impl<'file> BoundedFile<'file> {
             left_bytes: Cell::new(WHOLE_LIMIT_BYTES),
             refused_bytes: Cell::new(None),
         }
+    }
+
+    /// The file itself.
+    pub(crate) const fn file(&self) -> &'file File {
+        self.file
+    }
+
+    /// The bytes from an offset on, of which nobody keeps more than the blocks that they lie in: for many small ones, and for
+    /// large ones that are asked for once.
+    pub(crate) fn copy(&self, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let size_bytes = count as u64;
+        let end = offset.checked_add(size_bytes).filter(|end| *end <= self.length_bytes);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if size_bytes > 0 && offset / BLOCK_BYTES == (end - 1) / BLOCK_BYTES {
+            let part = self.part(offset, size_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+            return Ok(part.to_vec());
+        }
+        let mut bytes = vec![0; count];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
     }
 
     /// The size of a part that was asked for and too large to be read.
@@ -177,6 +197,21 @@ mod tests {
         assert_eq!(bounded.read_bytes_at_until(8..13, 0), Err(()), "it has none");
         assert_eq!(bounded.read_bytes_at_until(8..14, 0), Err(()));
         assert_eq!(bounded.read_bytes_at_until(Range { start: 8, end: 4 }, 0), Err(()));
+    }
+
+    #[test]
+    fn copies_are_as_the_file_is_and_lie_inside_it() {
+        let content: Vec<u8> = (0..=u8::MAX).cycle().take(3 * BLOCK_BYTES as usize).collect();
+        let file = file(&content);
+        let bounded = &BoundedFile::new(&file);
+        for (offset, count) in [(0, 1), (4090, 6), (4090, 7), (4096, 4096), (1, 12_287), (12_288, 0), (7, 0)]
+        {
+            let end = usize::try_from(offset).unwrap() + count;
+            assert_eq!(bounded.copy(offset, count).unwrap(), content[end - count..end], "{offset} {count}");
+        }
+        for (offset, count) in [(12_288, 1), (0, 12_289), (u64::MAX, 1), (u64::MAX, 0), (1, usize::MAX)] {
+            assert!(bounded.copy(offset, count).is_err(), "{offset} {count}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
 
 use object::{
     Endianness, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, RelocationTarget, SectionKind,
-    SymbolKind, read::elf::ElfFile64,
+    SymbolKind,
+    elf::{ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID},
+    read::elf::{ElfFile64, FileHeader as _, NoteIterator, ProgramHeader as _, SectionHeader as _},
 };
 
 use super::{
@@ -79,9 +81,45 @@ pub fn is_elf(file: &File) -> bool {
 
 /// The build id that the linker left in the file.
 pub fn build_id(file: &File) -> Result<Option<Vec<u8>>, ElfError> {
-    let file = BoundedFile::new(file);
-    let elf = parse(&file)?;
-    Ok(elf.build_id().map_err(|error| why(&file, error))?.map(<[u8]>::to_vec))
+    build_id_in(&BoundedFile::new(file))
+}
+
+/// The same of a file that is being read. Of the symbols, which are most of what [`parse`] reads, nothing is.
+pub(super) fn build_id_in(file: &BoundedFile<'_>) -> Result<Option<Vec<u8>>, ElfError> {
+    let find = || {
+        let header: &FileHeader64<Endianness> = FileHeader64::parse(file)?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, file)?;
+        // Where there are no section headers, program headers have to do.
+        if sections.is_empty() {
+            let mut segments = header.program_headers(endian, file)?.iter();
+            first_some(&mut segments, |segment| id_among(segment.notes(endian, file)?, endian))
+        } else {
+            let mut sections = sections.iter();
+            first_some(&mut sections, |section| id_among(section.notes(endian, file)?, endian))
+        }
+    };
+    find().map_err(|error| why(file, error))
+}
+
+fn first_some<T>(
+    items: &mut impl Iterator<Item = T>,
+    find: impl Fn(T) -> object::Result<Option<Vec<u8>>>,
+) -> object::Result<Option<Vec<u8>>> {
+    items.find_map(|item| find(item).transpose()).transpose()
+}
+
+fn id_among(
+    notes: Option<NoteIterator<'_, FileHeader64<Endianness>>>,
+    endian: Endianness,
+) -> object::Result<Option<Vec<u8>>> {
+    let Some(mut notes) = notes else { return Ok(None) };
+    while let Some(note) = notes.next()? {
+        if note.name() == ELF_NOTE_GNU && note.n_type(endian) == NT_GNU_BUILD_ID {
+            return Ok(Some(note.desc().to_vec()));
+        }
+    }
+    Ok(None)
 }
 
 /// The functions with the given names that the file defines for others to use, in the order of the names.
@@ -141,9 +179,8 @@ pub fn address_at(file: &File, offset: u64) -> Result<Option<u64>, ElfError> {
 
 /// Where the loader writes the addresses of functions that the file itself defines for others to use, with those: addresses
 /// as the file states them. Another file may have been given the preference.
-pub fn imports_of_own(file: &File) -> Result<HashMap<u64, u64>, ElfError> {
-    let file = BoundedFile::new(file);
-    let elf = parse(&file)?;
+pub(super) fn imports_of_own(file: &BoundedFile<'_>) -> Result<HashMap<u64, u64>, ElfError> {
+    let elf = parse(file)?;
     let symbols = elf.dynamic_symbol_table();
     let relocations = elf.dynamic_relocations().into_iter().flatten().take(RELOCATIONS_LIMIT);
     let own = |target| {
@@ -178,8 +215,12 @@ fn why(file: &BoundedFile<'_>, error: object::Error) -> ElfError {
 
 /// The code section that holds `offset`, as far as it goes from there backwards and forwards.
 pub fn code_around(file: &File, offset: u64) -> Result<Option<Code>, ElfError> {
-    let bounded = BoundedFile::new(file);
-    let elf = parse(&bounded)?;
+    code_in(&BoundedFile::new(file), offset)
+}
+
+/// The same of a file that is being read.
+pub(super) fn code_in(file: &BoundedFile<'_>, offset: u64) -> Result<Option<Code>, ElfError> {
+    let elf = parse(file)?;
     let holds = |section: &object::read::elf::ElfSection64<'_, '_, Endianness, _>| {
         let (start, size_bytes) = section.file_range()?;
         (section.kind() == SectionKind::Text && offset.checked_sub(start)? < size_bytes)
@@ -193,20 +234,17 @@ pub fn code_around(file: &File, offset: u64) -> Result<Option<Code>, ElfError> {
         return Err(ElfError::TooLarge { size_bytes, limit_bytes: PART_LIMIT_BYTES });
     }
     let count = usize::try_from(size_bytes).unwrap_or(usize::MAX);
-    Ok(Some(Code { offset: start, bytes: read_at(file, start, count)? }))
+    Ok(Some(Code { offset: start, bytes: copy_of(file, start, count)? }))
 }
 
 /// `count` bytes of the file from `offset` on.
 pub fn read_at(file: &File, offset: u64, count: usize) -> Result<Vec<u8>, ElfError> {
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
-    let fits = offset.checked_add(count as u64).is_some_and(|end| end <= length);
-    let read = |source| ElfError::Read { offset, count, source };
-    if !fits {
-        return Err(read(io::ErrorKind::UnexpectedEof.into()));
-    }
-    let mut bytes = vec![0; count];
-    file.read_exact_at(&mut bytes, offset).map_err(read)?;
-    Ok(bytes)
+    copy_of(&BoundedFile::new(file), offset, count)
+}
+
+/// The same of a file that is being read.
+pub(super) fn copy_of(file: &BoundedFile<'_>, offset: u64, count: usize) -> Result<Vec<u8>, ElfError> {
+    file.copy(offset, count).map_err(|source| ElfError::Read { offset, count, source })
 }
 
 #[cfg(test)]

@@ -53,8 +53,16 @@ const SYMBOLS_LIMIT: usize = 8 << 20;
 impl Functions {
     /// Looks in the file's own tables for functions called `wanted`, and for anything called like a mark.
     pub fn of_file(file: &File, wanted: &HashSet<String>, marks: &HashSet<&str>) -> Result<Self, ElfError> {
-        let bounded = BoundedFile::new(file);
-        let image = super::elf::image(&bounded)?;
+        Self::of_content(&BoundedFile::new(file), wanted, marks)
+    }
+
+    /// The same of a file that is being read.
+    pub(crate) fn of_content(
+        content: &BoundedFile<'_>,
+        wanted: &HashSet<String>,
+        marks: &HashSet<&str>,
+    ) -> Result<Self, ElfError> {
+        let image = super::elf::image(content)?;
         let mut found = Self { segments: image.segments(), ..Self::default() };
         found.look_through(&image, wanted, marks);
         Ok(found)

@@ -11,7 +11,8 @@ use super::{
     maps::{AddressSpace, Module, Range},
     memory,
     separate::Places,
-    site::{Choice, branch_targets, choose},
+    site::{Choice, Targets, choose},
+    specimen::Specimen,
     thread_stacks::StackPointers,
 };
 use crate::fuzzing::Input;
@@ -43,7 +44,7 @@ fn check_function(file: &File, function: &Function) {
     let Ok(Some(code)) = elf::code_around(file, *offset) else { return };
     let inside = offset.checked_sub(code.offset).and_then(|inside| usize::try_from(inside).ok());
     assert!(inside.is_some_and(|inside| inside < code.bytes.len()), "{function:?} is not in its code");
-    let targets = branch_targets(&code);
+    let targets = Targets::of(&code);
     let Some(site) = choose(&code, *offset, &targets) else { return };
     assert_eq!(site.offset, offset.saturating_add(site.into_function_bytes), "{site:?} of {function:?}");
     assert!(site.into_function_bytes < 32, "{site:?}");
@@ -52,14 +53,14 @@ fn check_function(file: &File, function: &Function) {
         Choice::LaterEmulated => {
             let behind_entry = offset.saturating_add(1)..=site.offset;
             assert!(site.into_function_bytes > 0, "{site:?}");
-            assert_eq!(targets.range(behind_entry).next(), None, "jumps lead into {site:?}");
+            assert!(!targets.any_in(behind_entry), "jumps lead into {site:?}");
         }
     }
 }
 
 fn check_allocator(file: &File, has_allocator: bool) {
     let module = Module::held("/lib/libc.so.6".to_owned(), file.try_clone().expect("a descriptor"));
-    match allocator::examine(0, &module, &Places::default(), true) {
+    match allocator::examine(0, &Specimen::of(&module).expect("it is open"), &Places::default(), true) {
         Ok(allocators) => {
             let hooks: Vec<_> = allocators.iter().flat_map(|allocator| &allocator.hooks).collect();
             assert!(!hooks.is_empty(), "{allocators:?}");

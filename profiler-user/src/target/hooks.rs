@@ -47,7 +47,7 @@ pub(super) type Unhooked = Vec<(String, String)>;
 pub(super) fn find(
     family: &Family,
     functions: &Functions,
-    text: &mut Text<'_>,
+    text: &mut Text<'_, '_>,
     taken: &mut BTreeSet<u64>,
 ) -> (Vec<Hook>, Unhooked) {
     let mut found: Vec<(String, Shape, Place)> = Vec::new();
@@ -149,7 +149,7 @@ fn place(
     function: &Function,
     shape: Shape,
     functions: &Functions,
-    text: &mut Text<'_>,
+    text: &mut Text<'_, '_>,
 ) -> Result<Place, String> {
     let address = function.address;
     if function.is_chosen_at_load {
@@ -175,7 +175,7 @@ fn place(
 fn rets(
     offset: u64,
     functions: &Functions,
-    text: &mut Text<'_>,
+    text: &mut Text<'_, '_>,
     entries: &BTreeSet<u64>,
 ) -> returns::Returns {
     returns::find(offset, |to, most_bytes| {

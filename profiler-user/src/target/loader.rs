@@ -11,6 +11,9 @@ pub const ANNOUNCEMENT: &str = "_dl_debug_state";
 /// The variable that holds glibc's state.
 const STATE: &str = "_r_debug";
 
+/// How the names of most loaders begin: glibc's and musl's.
+const NAMES: [&str; 2] = ["ld-", "ld."];
+
 /// Offset of `r_state` in `struct r_debug`: behind an int, padded, and two pointers.
 pub const R_STATE: u64 = 24;
 
@@ -41,8 +44,25 @@ impl Loader {
 
 /// The loader among the files that are mapped; `None` where there is none that announces itself.
 pub fn find(space: &AddressSpace) -> Option<Loader> {
-    space.current().find_map(|range| {
-        let Content::Module(module) = range.content else { return None };
+    // Most have such a name, and a process has hundreds of files.
+    let is_named_so = |module: usize| {
+        space.modules().get(module).is_some_and(|module| {
+            module
+                .path
+                .rsplit('/')
+                .next()
+                .is_some_and(|name| NAMES.iter().any(|begin| name.starts_with(begin)))
+        })
+    };
+    let modules = || {
+        space.current().filter_map(|range| match range.content {
+            Content::Module(module) => Some((range, module)),
+            Content::Unnamed(_) => None,
+        })
+    };
+    let named = modules().filter(|(_, module)| is_named_so(*module));
+    let others = modules().filter(|(_, module)| !is_named_so(*module));
+    named.chain(others).find_map(|(range, module)| {
         let file = space.modules().get(module)?.file.as_deref()?;
         let announcement = elf::exported(file, &[ANNOUNCEMENT]).ok()?.into_iter().next()?;
         let state = elf::exported_address(file, STATE).ok().flatten();

@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::{
     mapping::{Mapping, executable},
     process::{ProcessError, live_thread},
-    root::name_inside,
+    root::RootName,
     version::Version,
 };
 
@@ -134,13 +134,14 @@ impl AddressSpace {
     fn take_in(&mut self, thread: u32, maps: Vec<Mapping>) -> (Vec<usize>, Option<u64>) {
         let mut current = Vec::new();
         let mut trampoline = None;
+        let root = RootName::of(thread);
         for map in maps {
             let Mapping { start, end, offset, .. } = map;
             if map.name == b"[uprobes]" {
                 trampoline = Some(start);
             }
             let content = match map.inode {
-                Some(inode) => Content::Module(self.module(thread, &map, inode)),
+                Some(inode) => Content::Module(self.module(thread, &map, inode, &root)),
                 None if map.name == VDSO => {
                     self.vdso(thread, &map).map_or_else(|| Content::Unnamed(name(&map)), Content::Module)
                 }
@@ -219,7 +220,7 @@ impl AddressSpace {
         self.vdso
     }
 
-    fn module(&mut self, thread: u32, map: &Mapping, inode: Inode) -> usize {
+    fn module(&mut self, thread: u32, map: &Mapping, inode: Inode, root: &RootName) -> usize {
         let (last, versions) = self.by_inode.get(&inode).copied().unwrap_or_default();
         if versions == VERSIONS_LIMIT
             || self.modules.get(last).is_some_and(|module| versions > 0 && !module.has_changed())
@@ -232,7 +233,7 @@ impl AddressSpace {
         let file = File::open(format!("/proc/{thread}/map_files/{start:x}-{end:x}")).ok().map(Arc::new);
         let version = file.as_deref().map(Version::of);
         let build_id = version.as_ref().and_then(|version| version.build_id().map(<[u8]>::to_vec));
-        let name = name_inside(thread, name.strip_suffix(b" (deleted)").unwrap_or(name));
+        let name = root.inside(name.strip_suffix(b" (deleted)").unwrap_or(name));
         let path = String::from_utf8_lossy(name).into_owned();
         self.modules.push(Module { path, file, build_id, version, inode: Some(inode) });
         let module = self.modules.len() - 1;

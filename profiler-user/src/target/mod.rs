@@ -55,6 +55,8 @@ pub mod rows;
 
 pub mod separate;
 
+pub(crate) mod specimen;
+
 pub mod functions;
 
 pub mod site;

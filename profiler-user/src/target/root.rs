@@ -4,13 +4,14 @@
 //! regular files are opened, since opening a pipe waits and opening a device does things.
 
 use std::{
+    cell::OnceCell,
     fs::File,
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
@@ -68,9 +69,28 @@ impl Root {
 /// The kernel tells others the name from the top of the process's mount namespace. That is another where the process's root
 /// directory is not that top (chroot(2)); a file that is not in there keeps its name.
 pub(crate) fn name_inside(thread: u32, name: &[u8]) -> &[u8] {
-    // What is told of the root directory begins at the same place.
-    let root = std::fs::read_link(format!("/proc/{thread}/root"));
-    root.map_or(name, |root| strip(name, root.as_os_str().as_bytes()))
+    RootName::of(thread).inside(name)
+}
+
+/// What the kernel calls a process's root directory to others: asked for once for many names, and not at all for none.
+#[derive(Debug)]
+pub(crate) struct RootName {
+    thread: u32,
+    name: OnceCell<Option<PathBuf>>,
+}
+
+impl RootName {
+    /// That of a thread's process.
+    pub(crate) const fn of(thread: u32) -> Self {
+        Self { thread, name: OnceCell::new() }
+    }
+
+    /// A file's name as the process has it.
+    pub(crate) fn inside<'name>(&self, name: &'name [u8]) -> &'name [u8] {
+        // What is told of the root directory begins at the same place as all names.
+        let root = self.name.get_or_init(|| std::fs::read_link(format!("/proc/{}/root", self.thread)).ok());
+        root.as_deref().map_or(name, |root| strip(name, root.as_os_str().as_bytes()))
+    }
 }
 
 fn strip<'name>(name: &'name [u8], root: &[u8]) -> &'name [u8] {

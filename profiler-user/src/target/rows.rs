@@ -11,9 +11,9 @@ use super::{
     cfi::{self, CfiError, UnwindInfo},
     go_entry::GoEntry,
     hotspot::{self, HotSpot},
-    image::{Cache, Image},
     maps::{AddressSpace, Content, Module, Range},
     separate::Places,
+    specimen::Specimen,
 };
 
 /// Rows for the pcs of one process, with the unwind information of the files seen so far.
@@ -84,41 +84,48 @@ impl RowSource {
     pub fn prepare(&mut self, space: &AddressSpace) {
         for range in space.current() {
             let Content::Module(index) = range.content else { continue };
-            let Some(module) = space.modules().get(index) else { continue };
-            if let Some(file) = module.file.as_deref() {
-                self.load(index, module, file);
-                self.look_beside(index, module, file);
+            if self.is_wholly_read(index) {
+                continue;
+            }
+            if let Some(specimen) = space.modules().get(index).and_then(Specimen::of) {
+                self.prepare_file(index, &specimen);
             }
         }
     }
 
-    fn load(&mut self, index: usize, module: &Module, file: &File) {
+    /// The same for a file that others are looking through, by its place in [`AddressSpace::modules`].
+    pub(crate) fn prepare_file(&mut self, index: usize, specimen: &Specimen<'_>) {
+        self.load(index, specimen);
+        self.look_beside(index, specimen);
+    }
+
+    fn is_wholly_read(&self, index: usize) -> bool {
+        self.files.get(&index).is_some_and(|rows| rows.separate.is_some())
+    }
+
+    fn load(&mut self, index: usize, specimen: &Specimen<'_>) {
         if self.files.contains_key(&index) {
             return;
         }
-        let own = self.keep(&module.path, UnwindInfo::load(file));
+        let (path, file) = (&specimen.module.path, specimen.content.file());
+        let own = self.keep(path, UnwindInfo::load_from(&specimen.content));
         let go_entry = own.as_ref().filter(|own| own.is_go()).and_then(|_| GoEntry::find(file));
-        let jvm = hotspot::variables(&module.path, file);
+        let jvm = hotspot::variables(path, file);
         self.files.insert(index, FileRows { own, separate: None, go_entry, jvm });
     }
 
     /// Looks for the file's debug file, once.
-    fn look_beside(&mut self, index: usize, module: &Module, file: &File) {
+    fn look_beside(&mut self, index: usize, specimen: &Specimen<'_>) {
         if self.files.get(&index).is_none_or(|rows| rows.separate.is_some()) {
             return;
         }
-        let separate = self.find_separate(module, file);
-        let info =
-            separate.and_then(|separate| self.keep(&module.path, UnwindInfo::load_separate(&separate, file)));
+        let info = specimen.separate(&self.places).and_then(|separate| {
+            let read = UnwindInfo::load_separate_from(separate, &specimen.content);
+            self.keep(&specimen.module.path, read)
+        });
         if let Some(rows) = self.files.get_mut(&index) {
             rows.separate = Some(info);
         }
-    }
-
-    fn find_separate(&self, module: &Module, file: &File) -> Option<File> {
-        let cache = Cache::new(file);
-        let image = Image::parse(&cache).ok()?;
-        self.places.find(module, &image)
     }
 
     /// What was read, as far as there is room for it.
@@ -199,14 +206,19 @@ impl RowSource {
         let Some(offset) = (call - range.start).checked_add(range.offset) else {
             return Row::stop(WalkEnd::NoUnwindInfo);
         };
-        self.load(index, module, file);
+        let specimen = if self.is_wholly_read(index) { None } else { Specimen::of(module) };
+        if let Some(specimen) = &specimen {
+            self.load(index, specimen);
+        }
         if let Some(row) = self.files.get(&index).and_then(|rows| rows.told(offset)) {
             return row;
         }
         if is_signal_return(file, offset) {
             return Row::SIGNAL;
         }
-        self.look_beside(index, module, file);
+        if let Some(specimen) = &specimen {
+            self.look_beside(index, specimen);
+        }
         self.files.get(&index).map_or(Row::stop(WalkEnd::NoUnwindInfo), |rows| rows.row(offset))
     }
 }

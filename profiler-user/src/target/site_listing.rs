@@ -9,6 +9,7 @@ use super::{
     maps::Module,
     separate::Places,
     site::{Choice, Site},
+    specimen::Specimen,
 };
 
 const LIBRARIES: [&str; 10] = [
@@ -126,7 +127,8 @@ fn debians_allocators_are_probed_where_a_disassembler_finds_it_safe() {
         let path = std::fs::canonicalize(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let path = path.to_str().unwrap();
         let module = Module::held(path.to_owned(), File::open(Path::new(path)).unwrap());
-        let found = allocator::examine(0, &module, &Places::default(), true);
+        let found =
+            allocator::examine(0, &Specimen::of(&module).expect("it is open"), &Places::default(), true);
         let found = found.unwrap_or_else(|verdict| panic!("{path}: {verdict:?}"));
         let bytes = std::fs::read(path).unwrap();
         let file = object::File::parse(&*bytes).unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{
     elf::Code,
-    site::{Choice, branch_targets, choose},
+    site::{Choice, Targets, choose},
 };
 
 /// Where the functions begin in their file.
@@ -146,7 +146,7 @@ fn a_site_is_passed_as_often_as_the_entry_with_all_that_is_read_in_place() {
         ops.push(Op::Return);
         let (bytes, places) = assemble(&ops);
         let code = Code { offset: START, bytes };
-        let site = choose(&code, START, &branch_targets(&code)).expect("there is code");
+        let site = choose(&code, START, &Targets::of(&code)).expect("there is code");
         *chosen.entry(site.choice.text()).or_default() += 1;
         let at_site = places.iter().position(|place| START + *place as u64 == site.offset);
         let at_site = at_site.unwrap_or_else(|| panic!("{site:?} is no instruction of {ops:?}"));

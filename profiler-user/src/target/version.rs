@@ -2,7 +2,9 @@
 
 use std::{fs::File, os::unix::fs::MetadataExt};
 
-use super::elf;
+use object::{ReadRef, elf::ELFMAG};
+
+use super::{bounded::BoundedFile, elf};
 
 /// What a file was when it was opened. It is compared with what it is before it is believed again: what is learned from
 /// another content than that which was mapped is wrong.
@@ -18,10 +20,11 @@ pub(crate) struct Version {
 impl Version {
     /// What a file is now.
     pub(crate) fn of(file: &File) -> Self {
-        Self {
-            written: written(file).filter(|_| elf::is_elf(file)),
-            build_id: elf::build_id(file).ok().flatten(),
-        }
+        // Before its content is read: what is written meanwhile makes it another.
+        let written = written(file);
+        let content = BoundedFile::new(file);
+        let is_elf = (&content).read_bytes_at(0, 4).is_ok_and(|magic| magic == ELFMAG);
+        Self { written: written.filter(|_| is_elf), build_id: elf::build_id_in(&content).ok().flatten() }
     }
 
     /// The build id that the linker left in the file.

@@ -200,18 +200,29 @@ impl Recording {
         let Survey { mut space, places, findings, source } = survey?;
         let (mut kernel, targets, teaching, rings) = loaded?;
         let labels = findings.labels(&space);
-        let probes = attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &space)?;
-        kernel.attach_lifecycle()?;
         let targets = Arc::new(Mutex::new(targets));
         let is_witnessed = capture.is_some();
         let teaching = Arc::new(Mutex::new(teaching));
         let mut learner =
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
         let mut own_code = OwnCode::default();
-        for allocator in &findings.allocators {
-            learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
-            own_code.add(allocator, &space, process.exe());
-        }
+        // Attaching is waiting, mostly: for all processors to have seen the probes.
+        let mapped = space.clone();
+        let (probes, watch) = thread::scope(|scope| {
+            let attaching = scope.spawn(|| {
+                let probes =
+                    attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &mapped)?;
+                kernel.attach_lifecycle()?;
+                Ok::<_, RecordError>(probes)
+            });
+            for allocator in &findings.allocators {
+                learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
+                own_code.add(allocator, &space, process.exe());
+            }
+            let watch = Watch::begin(pid);
+            (attaching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), watch)
+        });
+        let probes = probes?;
         let stacks = StackTable::new(space, own_code, capacities.stack_bytes);
         let drain = Drain::start(rings, pid, learner, stacks, on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
@@ -219,7 +230,6 @@ impl Recording {
             kernel.sampling.begin(interval_bytes)?;
         }
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
-        let watch = Watch::begin(pid);
         // From here on it counts: all functions at once.
         lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
         let meter = Meter::start(&kernel, pid, follow_forks);

@@ -34,7 +34,10 @@ impl Survey {
         space.refresh(pid)?;
         let places = Places::of(pid, given);
         let mut findings = Findings { with_mappings, ..Findings::default() };
-        allocator::find(&space, &places, &mut findings);
+        let mut source = RowSource::new(pid, places.clone()).within(unwind_bytes);
+        allocator::find_beside(&space, &places, &mut findings, |index, specimen| {
+            source.prepare_file(index, specimen);
+        });
         if findings.allocators.is_empty() {
             if process.has_ended() {
                 return Err(ProcessError::Gone { pid }.into());
@@ -42,7 +45,7 @@ impl Survey {
             let looked_at = looked_at(&findings, &space);
             return Err(RecordError::NoAllocator { pid, comm: process.comm().to_owned(), looked_at });
         }
-        let mut source = RowSource::new(pid, places.clone()).within(unwind_bytes);
+        // What is mapped of no file.
         source.prepare(&space);
         Ok(Self { space, places, findings, source })
     }

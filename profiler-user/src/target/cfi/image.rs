@@ -17,7 +17,7 @@ use super::{CfiError, search_table::SearchTable};
 
 use crate::target::{
     bounded::{BoundedFile, PART_LIMIT_BYTES},
-    elf::read_at,
+    elf::copy_of,
     segments::Segments,
 };
 
@@ -49,19 +49,18 @@ pub(super) struct Part {
 type ReadPart<'a> = &'a dyn Fn(&'static str, u64, u64) -> Result<Vec<u8>, CfiError>;
 
 impl Parts {
-    pub(super) fn of_file(file: &File) -> Result<Self, CfiError> {
+    pub(super) fn of_file(file: &BoundedFile<'_>) -> Result<Self, CfiError> {
         let read = |part, offset, size_bytes| read_file(file, part, offset, size_bytes);
-        collect(&BoundedFile::new(file), &read, true)
+        collect(file, &read, true)
     }
 
     /// What `separate` has of the file that it was split off from, which lies where `file` says.
-    pub(super) fn of_separate(separate: &File, file: &File) -> Result<Self, CfiError> {
-        let read = |part, offset, size_bytes| read_file(separate, part, offset, size_bytes);
+    pub(super) fn of_separate(separate: &File, file: &BoundedFile<'_>) -> Result<Self, CfiError> {
         let bounded = BoundedFile::new(separate);
+        let read = |part, offset, size_bytes| read_file(&bounded, part, offset, size_bytes);
         let parts = collect(&bounded, &read, false)?;
         let base = Headers::parse(&bounded)?.segments()?.base();
-        let whole = BoundedFile::new(file);
-        let headers = Headers::parse(&whole)?;
+        let headers = Headers::parse(file)?;
         // `prelink` moves a file to another address after its debug file was split off.
         Ok(Self { segments: headers.segments()?.moved_to(base), ..parts })
     }
@@ -77,9 +76,14 @@ impl Parts {
     }
 }
 
-fn read_file(file: &File, part: &'static str, offset: u64, size_bytes: u64) -> Result<Vec<u8>, CfiError> {
+fn read_file(
+    file: &BoundedFile<'_>,
+    part: &'static str,
+    offset: u64,
+    size_bytes: u64,
+) -> Result<Vec<u8>, CfiError> {
     let count = usize::try_from(size_bytes).unwrap_or(usize::MAX);
-    read_at(file, offset, count).map_err(|source| CfiError::Read { part, source })
+    copy_of(file, offset, count).map_err(|source| CfiError::Read { part, source })
 }
 
 /// `object`'s own view of a file would read its symbols as well: the headers are all that is needed here.

@@ -33,7 +33,7 @@ use profiler_common::unwind::{Row, WalkEnd};
 
 use self::{image::Parts, table::Table};
 
-use super::{elf::ElfError, segments::Segments};
+use super::{bounded::BoundedFile, elf::ElfError, segments::Segments};
 
 /// Why a file's unwind information cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,12 @@ pub fn is_signal_return(code: &[u8]) -> bool {
 impl UnwindInfo {
     /// Reads what a program or a library says; `None` where it says nothing.
     pub fn load(file: &File) -> Result<Option<Self>, CfiError> {
-        Ok(Self::from_parts(Parts::of_file(file)?))
+        Self::load_from(&BoundedFile::new(file))
+    }
+
+    /// The same of a file that is being read.
+    pub(crate) fn load_from(content: &BoundedFile<'_>) -> Result<Option<Self>, CfiError> {
+        Ok(Self::from_parts(Parts::of_file(content)?))
     }
 
     /// Reads an ELF image that is already in memory.
@@ -131,6 +136,14 @@ impl UnwindInfo {
     /// Reads what was stripped from `file` into a file of its own. Offsets are those in `file`, addresses those that the
     /// separate file states.
     pub fn load_separate(separate: &File, file: &File) -> Result<Option<Self>, CfiError> {
+        Self::load_separate_from(separate, &BoundedFile::new(file))
+    }
+
+    /// The same where `file` is being read.
+    pub(crate) fn load_separate_from(
+        separate: &File,
+        file: &BoundedFile<'_>,
+    ) -> Result<Option<Self>, CfiError> {
         Ok(Self::from_parts(Parts::of_separate(separate, file)?))
     }
 
