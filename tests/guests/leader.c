@@ -1,10 +1,12 @@
 /*
  * The first thread ends with pthread_exit, others go on: the process lives, but /proc/PID shows a zombie.
  *
- * `leave` ends the first thread and is done when the kernel says so; `run` allocates in another.
+ * `leave` ends the first thread and is done when the kernel says so; `run` allocates in another. `load` loads an allocator, and
+ * `run-loaded` allocates by that.
  */
 #include "ledger.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -28,6 +30,31 @@ static void run(const char *argument)
         if (index % 4 == 0)
             give(kept[index]);
     }
+}
+
+static void *(*loaded_malloc)(size_t);
+
+SITE(call_loaded);
+static KEEP struct block call_loaded(size_t size)
+{
+    return took(&call_loaded_site, loaded_malloc(size), size);
+}
+
+static void load(const char *argument)
+{
+    void *library = dlopen(argument, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        fatal(dlerror());
+    loaded_malloc = (void *(*)(size_t))dlsym(library, "mi_malloc");
+    if (!loaded_malloc)
+        fatal("the library has no allocator");
+}
+
+static void run_loaded(const char *argument)
+{
+    (void)argument;
+    for (size_t size = 1; size <= BLOCKS; size++)
+        call_loaded(size);
 }
 
 /* The first thread's state: one letter, after the command name in parentheses. */
@@ -55,7 +82,7 @@ static void *follow(void *argument)
     /* Locked here, so that the thread that unlocks it is its owner. */
     pthread_mutex_lock(&stay);
     *(atomic_int *)argument = 1;
-    serve((const struct command[]){ { "leave", leave }, { "run", run }, { 0 } });
+    serve((const struct command[]){ { "leave", leave }, { "load", load }, { "run", run }, { "run-loaded", run_loaded }, { 0 } });
     exit(0);
 }
 

@@ -208,6 +208,32 @@ fn a_child_process_is_not_the_target() {
     assert!(child.is_none(), "the child's allocations are in the profile: {child:?}");
 }
 
+/// A child has a copy of its parent's code, in which nothing is to stop it.
+#[test]
+fn a_child_that_is_not_followed_is_freed_of_its_parents_probes() {
+    let mut guest = Guest::start("family");
+    let recording = Recording::attach(guest.pid());
+    let answer = guest.command("fork");
+    let child = answer.iter().find_map(|line| line.strip_prefix("pid ")?.trim().parse().ok());
+    let child: u32 = child.unwrap_or_else(|| panic!("no child: {answer:?}"));
+    let mut left = changed_text(child);
+    for _ in 0..1000 {
+        if left.is_empty() {
+            break;
+        }
+        // Each takes as long as the child needs to answer.
+        guest.command("child allocate");
+        guest.command("child release 1");
+        left = changed_text(child);
+    }
+    assert_eq!(left, Vec::<String>::new(), "probes are left in the child");
+    assert!(!changed_text(guest.pid()).is_empty(), "the parent is recorded on");
+    guest.command("allocate");
+    let ledger = guest.ledger();
+    ledger.assert_equals(&recording.finish().profile());
+    guest.exit();
+}
+
 #[test]
 fn probes_are_in_the_code_during_a_recording_and_gone_after_it() {
     let mut guest = Guest::start("every-function");

@@ -174,17 +174,16 @@ impl Session {
                     // It has been heard of elsewhere.
                     Notice::Forked(_) => {}
                     Notice::LeaderExit { seen } => {
-                        match self.follow_threads()? {
-                            Threads::Ended => return Ok(()),
-                            Threads::GoOn { was_blind: false } => continue,
-                            Threads::GoOn { was_blind: true } => {}
-                        }
+                        let Threads::GoOn { was_blind } = self.follow_threads()? else { return Ok(()) };
                         let blind = seen.elapsed();
                         // When a process ends, its first thread ends as well, if not always as the last.
                         if tokio::time::timeout(LAST_GASP, pidfd.readable()).await.is_err() {
-                            self.recording.was_blind_for(blind);
-                            let blind_ms = blind.as_millis() + 1;
-                            self.say(&format!("the first thread has ended, others go on; calls were not seen for {blind_ms} ms"));
+                            let mut said = "the first thread has ended, others go on".to_owned();
+                            if was_blind {
+                                self.recording.was_blind_for(blind);
+                                said += &format!("; calls were not seen for {} ms", blind.as_millis() + 1);
+                            }
+                            self.say(&said);
                         }
                     }
                 },
