@@ -44,6 +44,9 @@ pub const MAX_INFLIGHT: u32 = 1 << 16;
 /// the kernel's own, in slots of 96 B; 192 MiB when all of them are in use.
 pub const DEFAULT_MAX_LIVE: u32 = 1 << 21;
 
+/// The same in a process that does nothing when it is attached to: buckets of 16 MiB.
+pub const LEAST_DEFAULT_MAX_LIVE: u32 = 1 << 20;
+
 /// Live blocks that can be followed in the largest processes unless something else is asked for: buckets of 256 MiB.
 pub const LARGEST_DEFAULT_MAX_LIVE: u32 = 1 << 24;
 

@@ -11,7 +11,7 @@ use super::{
     report::ReportArgs,
 };
 use crate::{
-    source::uprobe::{Capacities, LONGEST_INTERVAL_BYTES},
+    source::uprobe::{Capacities, LONGEST_INTERVAL_BYTES, Subject},
     symbolize::{self, reader::COMMAND},
     target::given::{Given, readable_elf},
 };
@@ -251,7 +251,7 @@ pub struct CapacityArgs {
     pub memory_limit: Option<u64>,
 
     /// Live blocks to follow; beyond that inuse_* falls short, and says by how much [default: one for every 64 bytes of
-    /// the process, from 2097152 to 16777216, as far as the memory goes].
+    /// the process, from 2097152, or 1048576 where it sleeps, to 16777216, as far as the memory goes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: Option<u32>,
 
@@ -265,22 +265,22 @@ pub struct CapacityArgs {
           value_parser = clap::value_parser!(u32).range(1..=MAX_FRAMES as i64))]
     pub stack_depth: u32,
 
-    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096 [default: 33554432, but no more than an eighth of
-    /// the memory].
+    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096 [default: 33554432, or 8388608 for a process that
+    /// sleeps, but no more than an eighth of the memory].
     #[arg(long, value_name = "BYTES", value_parser = ring_bytes)]
     pub ring_bytes: Option<u32>,
 }
 
 impl CapacityArgs {
-    /// What to set up for a process that has `rss_bytes` of memory.
-    pub fn for_process(self, rss_bytes: u64) -> Capacities {
+    /// What to set up for it.
+    pub fn for_subject(self, subject: Subject) -> Capacities {
         let Self { memory_limit, max_live, max_stacks, stack_depth, ring_bytes } = self;
         let limit_bytes = memory_limit.unwrap_or_else(|| {
             let machine_bytes =
                 <procfs::Meminfo as procfs::Current>::current().map_or(0, |memory| memory.mem_total);
             Capacities::default_memory_bytes(machine_bytes)
         });
-        let fitting = Capacities::within(limit_bytes, rss_bytes);
+        let fitting = Capacities::within(limit_bytes, subject);
         Capacities {
             live_blocks: max_live.unwrap_or(fitting.live_blocks),
             totals: max_stacks.unwrap_or(fitting.totals),
@@ -351,10 +351,10 @@ mod tests {
         let parsed = |arguments: &[&str]| {
             let all = [&["heaptap", "record", "--pid", "1"], arguments].concat();
             let Command::Record(args) = Cli::try_parse_from(all).unwrap().command else { unreachable!() };
-            args.capacities.for_process(0)
+            args.capacities.for_subject(Subject::beginning())
         };
         let small = parsed(&["--memory-limit", "128MiB"]);
-        assert_eq!(small, Capacities::within(128 << 20, 0));
+        assert_eq!(small, Capacities::within(128 << 20, Subject::beginning()));
         let asked = parsed(&["--memory-limit", "128MiB", "--max-live", "7", "--max-stacks", "8"]);
         assert_eq!(asked, Capacities { live_blocks: 7, totals: 8, ..small });
         assert!(memory_bytes("100MiB").unwrap_err().contains("128MiB"));

@@ -29,7 +29,7 @@ use crate::{
         RawHeap,
         cost::Excess,
         health::Health,
-        uprobe::{Options, Vitals, capture::Capture},
+        uprobe::{Options, Subject, Vitals, capture::Capture},
     },
     target::{Process, identity::Identity, launch::Held},
 };
@@ -92,7 +92,8 @@ fn prepare(
     let output = Output { file: OutputFile::create(&path, args.force)?, path };
     let capture = args.capture_stacks.as_deref().map(|path| Capture::create(path, args.force)).transpose()?;
     let symbols = args.symbols.clone().into();
-    let capacities = args.capacities.for_process(process.rss_bytes());
+    let subject = if args.command.is_empty() { Subject::running(&process) } else { Subject::beginning() };
+    let capacities = args.capacities.for_subject(subject);
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,

@@ -17,7 +17,7 @@ use crate::{
         metrics,
     },
     profile::{cost, write::encode_gzip},
-    source::uprobe::Options,
+    source::uprobe::{Options, Subject},
     target::Process,
 };
 
@@ -32,7 +32,7 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     let socket = std::net::TcpListener::bind(args.listen)
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
-    let capacities = args.capacities.for_process(process.rss_bytes());
+    let capacities = args.capacities.for_subject(Subject::running(&process));
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,

@@ -1,5 +1,6 @@
 //! How much memory a process that has BPF maps takes, of its own and of the kernel's.
 
+use std::collections::HashMap;
 use std::fs;
 
 use anyhow::{Context, Result};
@@ -29,17 +30,17 @@ fn read(pid: u32, name: &str) -> Result<String> {
     fs::read_to_string(format!("/proc/{pid}/{name}")).context("the process has ended")
 }
 
-/// The memory of the maps that a process holds, in MB.
+/// The memory of the maps that a process holds, in MB: of each once, however often it is open.
 pub(super) fn kernel_maps_mb(pid: u32) -> Result<f64> {
-    let mut bytes = 0.0;
+    let mut bytes = HashMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("heaptap has ended")? {
         // Descriptors come and go.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        if text.lines().any(|line| line.starts_with("map_id:")) {
-            bytes += field(&text, "memlock:").context("a map without a size")?;
+        if let Some(id) = field(&text, "map_id:") {
+            bytes.insert(id as u64, field(&text, "memlock:").context("a map without a size")?);
         }
     }
-    Ok(bytes / MB)
+    Ok(bytes.values().sum::<f64>() / MB)
 }
 
 /// What of a process's memory is a ring buffer's, which is mapped twice over.

@@ -1,6 +1,10 @@
 //! How much may be kept, in the kernel and here, and what of it fits a limit of memory.
 
+use std::time::Duration;
+
 use profiler_common::limits;
+
+use crate::target::{Process, cpu_time::Activity};
 
 /// How much may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +23,33 @@ pub struct Capacities {
     pub unwind_bytes: u64,
 }
 
+/// What is to be recorded, as far as it says how much there will be to keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The memory that it has resident, in bytes.
+    pub rss_bytes: u64,
+    /// Whether it does nothing at the moment: there will be no burst of new stacks at the start.
+    pub is_asleep: bool,
+}
+
+impl Subject {
+    /// How long a process is looked at.
+    const LOOK: Duration = Duration::from_millis(10);
+
+    /// A process that runs already.
+    pub fn running(process: &Process) -> Self {
+        let mut activity = Activity::of(process.pid());
+        activity.look();
+        std::thread::sleep(Self::LOOK);
+        Self { rss_bytes: process.rss_bytes(), is_asleep: !activity.look() }
+    }
+
+    /// A program that has yet to begin.
+    pub fn beginning() -> Self {
+        Self::default()
+    }
+}
+
 impl Capacities {
     /// The least memory that a recording makes sense with, in bytes.
     pub const LEAST_MEMORY_BYTES: u64 = 128 << 20;
@@ -29,15 +60,16 @@ impl Capacities {
         (memory_bytes / 4).clamp(2 * Self::LEAST_MEMORY_BYTES, 2 << 30)
     }
 
-    /// What to keep of a process that has `rss_bytes` of memory, so that all of it fits `limit_bytes`.
-    pub fn within(limit_bytes: u64, rss_bytes: u64) -> Self {
-        let ring_bytes = (limit_bytes / 8).clamp(LEAST_RING_BYTES, limits::DEFAULT_RING_BYTES.into());
+    /// What to keep of it, so that all of it fits `limit_bytes`.
+    pub fn within(limit_bytes: u64, subject: Subject) -> Self {
+        let most = if subject.is_asleep { QUIET_RING_BYTES } else { limits::DEFAULT_RING_BYTES.into() };
+        let ring_bytes = (limit_bytes / 8).clamp(LEAST_RING_BYTES, most);
         // The power of two below.
         let ring_bytes = 1 << ring_bytes.ilog2();
         let rest = limit_bytes.saturating_sub(FIXED_BYTES + ring_bytes);
         let (stacks, unwind_bytes) = (rest / 4, rest / 8);
         let blocks = rest - stacks - unwind_bytes;
-        let live_blocks = u64::from(live_blocks_for(rss_bytes)).min(blocks / LIVE_BYTES);
+        let live_blocks = u64::from(live_blocks_for(subject)).min(blocks / LIVE_BYTES);
         let totals = (stacks / TOTALS_BYTES).min(limits::DEFAULT_MAX_TOTALS.into());
         let at_least_one = |count: u64| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         Self {
@@ -54,12 +86,15 @@ impl Capacities {
 impl Default for Capacities {
     /// Those for a small process on a large machine.
     fn default() -> Self {
-        Self::within(Self::default_memory_bytes(u64::MAX), 0)
+        Self::within(Self::default_memory_bytes(u64::MAX), Subject::beginning())
     }
 }
 
 /// A tenth of a second of new stacks.
 const LEAST_RING_BYTES: u64 = 4 << 20;
+
+/// Room for what a process has to be learned of it that wakes up, and not for all that allocates from its first moment on.
+const QUIET_RING_BYTES: u64 = 8 << 20;
 
 /// What there is whatever is recorded: heaptap itself with the names of what it records (45 MiB), and the maps whose size is
 /// fixed (rows with their cache, calls that are under way, thresholds).
@@ -73,11 +108,12 @@ const LIVE_BYTES: u64 = 96 + 2 * 16;
 /// written.
 const TOTALS_BYTES: u64 = 128 + 2 * 16 + 2 * (16 * 32 + 160) + 288;
 
-/// Live blocks to follow in a process with so much memory: one for every 64 bytes, which is more than most programs
-/// have, within the limits that keep an empty table affordable.
-fn live_blocks_for(rss_bytes: u64) -> u32 {
-    let blocks = (rss_bytes / 64)
-        .clamp(limits::DEFAULT_MAX_LIVE.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
+/// Live blocks to follow: one for every 64 bytes, which is more than most programs have, within the limits that keep an empty
+/// table affordable.
+fn live_blocks_for(subject: Subject) -> u32 {
+    let least = if subject.is_asleep { limits::LEAST_DEFAULT_MAX_LIVE } else { limits::DEFAULT_MAX_LIVE };
+    let blocks = (subject.rss_bytes / 64)
+        .clamp(least.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
         .next_power_of_two();
     u32::try_from(blocks).unwrap_or(limits::LARGEST_DEFAULT_MAX_LIVE)
 }
@@ -88,9 +124,21 @@ mod tests {
 
     #[test]
     fn room_for_live_blocks_grows_with_the_process_within_limits() {
-        assert_eq!(live_blocks_for(0), 1 << 21);
-        assert_eq!(live_blocks_for((128 << 20) + 64), 1 << 22);
-        assert_eq!(live_blocks_for(u64::MAX), 1 << 24);
+        let busy = |rss_bytes| Subject { rss_bytes, is_asleep: false };
+        assert_eq!(live_blocks_for(busy(0)), 1 << 21);
+        assert_eq!(live_blocks_for(busy((128 << 20) + 64)), 1 << 22);
+        assert_eq!(live_blocks_for(busy(u64::MAX)), 1 << 24);
+        assert_eq!(live_blocks_for(Subject { is_asleep: true, ..busy(0) }), 1 << 20);
+        assert_eq!(live_blocks_for(Subject { is_asleep: true, ..busy(u64::MAX) }), 1 << 24);
+    }
+
+    #[test]
+    fn beside_a_small_process_that_sleeps_all_of_it_takes_50_mebibytes() {
+        let kept = Capacities::within(2 << 30, Subject { rss_bytes: 10 << 20, is_asleep: true });
+        // heaptap itself has 15, and the maps of a fixed size have 10.
+        let empty_bytes =
+            u64::from(kept.ring_bytes) + 16 * (u64::from(kept.live_blocks) + u64::from(kept.totals));
+        assert!(empty_bytes + (25 << 20) <= 54 << 20, "{kept:?}");
     }
 
     #[test]
@@ -105,7 +153,7 @@ mod tests {
     fn what_is_kept_fits_the_limit() {
         for limit_mib in [128, 200, 256, 1000, 2048, 1 << 20] {
             let limit_bytes = limit_mib << 20;
-            let kept = Capacities::within(limit_bytes, u64::MAX);
+            let kept = Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, is_asleep: false });
             let buckets = |entries: u32| 16 * u64::from(entries.next_power_of_two());
             let in_kernel = u64::from(kept.live_blocks) * 96
                 + buckets(kept.live_blocks)
@@ -123,7 +171,10 @@ mod tests {
     fn ten_million_blocks_have_room_where_nothing_is_asked_for() {
         let limit_bytes = Capacities::default_memory_bytes(24 << 30);
         assert_eq!(limit_bytes, 2 << 30);
-        assert!(Capacities::within(limit_bytes, u64::MAX).live_blocks >= 9_000_000);
+        assert!(
+            Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, is_asleep: false }).live_blocks
+                >= 9_000_000
+        );
         assert_eq!(Capacities::default_memory_bytes(1 << 30), 256 << 20);
     }
 }

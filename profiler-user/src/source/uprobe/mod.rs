@@ -66,7 +66,7 @@ mod left_behind;
 
 pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 
-pub use capacity::Capacities;
+pub use capacity::{Capacities, Subject};
 
 pub use kernel::KernelError;
 

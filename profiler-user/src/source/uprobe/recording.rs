@@ -233,6 +233,7 @@ impl Recording {
         // From here on it counts: all functions at once.
         lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
         let meter = Meter::start(&kernel, pid, follow_forks);
+        give_back_memory();
         let programs = Programs { former: Vec::new(), current: process.program().clone() };
         Ok(Self {
             process,
@@ -454,6 +455,12 @@ impl Drop for Recording {
         // Whoever wants to know of an error has stopped it.
         let _ = self.stop();
     }
+}
+
+/// Gives the system back what was needed to begin, such as the kernel's types, which aya reads.
+fn give_back_memory() {
+    // SAFETY: it may be called at any time by any thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Whatever is guarded here is whole between two calls, whatever happened to the thread that made the last one.
