@@ -129,6 +129,12 @@ impl TotalsKey {
         Self { stack: block.stack, tgid_and_rate, class: class | inherited }
     }
 
+    /// All of it but the stack, as a number; never 0, as no tgid is.
+    #[inline(always)]
+    pub const fn without_stack(&self) -> u64 {
+        (self.tgid_and_rate as u64) << 32 | self.class as u64
+    }
+
     /// The target's tgid.
     pub const fn tgid(&self) -> u32 {
         self.tgid_and_rate & TGID_MASK
