@@ -215,6 +215,16 @@ unsafe impl aya::Pod for Totals {}
 /// The largest class of a 64-bit size is 240.
 #[inline(always)]
 pub const fn size_class(size_bytes: u64) -> u32 {
+    if size_bytes <= SMALL_BYTES {
+        // The mask says what the compiler knows already, but the kernel's verifier does not.
+        return SMALL_CLASSES[((size_bytes.wrapping_add(3) >> 2) & SMALL_MASK) as usize] as u32;
+    }
+    log_class(size_bytes)
+}
+
+/// [`size_class`] by the logarithm, for which BPF has no instruction.
+#[inline(always)]
+const fn log_class(size_bytes: u64) -> u32 {
     if size_bytes <= 16 {
         return 0;
     }
@@ -222,6 +232,24 @@ pub const fn size_class(size_bytes: u64) -> u32 {
     let log2 = 63 - last.leading_zeros();
     ((log2 - 4) << 2) + ((last >> (log2 - 2)) as u32 & 3) + 1
 }
+
+/// The largest of the sizes whose classes are in a table: most blocks are smaller.
+const SMALL_BYTES: u64 = 4 * SMALL_MASK;
+
+const SMALL_MASK: u64 = 255;
+
+/// The class of each multiple of four bytes, and of the sizes right below it: no class has a limit between. In the kernel's object a
+/// mangled name would have the place of the sources in it.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+static SMALL_CLASSES: [u8; SMALL_MASK as usize + 1] = {
+    let mut classes = [0; SMALL_MASK as usize + 1];
+    let mut quarter = 0;
+    while quarter < classes.len() {
+        classes[quarter] = log_class(4 * quarter as u64) as u8;
+        quarter += 1;
+    }
+    classes
+};
 
 /// The largest size of a size class, in bytes.
 pub const fn class_limit_bytes(class: u32) -> u64 {
@@ -287,6 +315,9 @@ mod tests {
             let limit_bytes = class_limit_bytes(class);
             assert_eq!(size_class(limit_bytes), class);
             assert_eq!(size_class(class_limit_bytes(class - 1) + 1), class);
+        }
+        for size_bytes in 0..4 * SMALL_BYTES {
+            assert_eq!(size_class(size_bytes), log_class(size_bytes), "{size_bytes}");
         }
         assert_eq!(class_limit_bytes(255), u64::MAX);
         assert_eq!(size_class(0), 0);

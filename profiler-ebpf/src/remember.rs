@@ -11,7 +11,7 @@ use profiler_common::{
     thread::Thread,
     unwind::{
         Regs,
-        remembered::{Come, Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, Words, place},
+        remembered::{Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, Words, place},
     },
 };
 
@@ -60,8 +60,12 @@ pub fn caller(walks: ThreadWalks, regs: &pt_regs) -> Option<Regs> {
     };
     // SAFETY: a word of a map value, which only this thread writes.
     let length = unsafe { (&raw const (*walks).length).read_volatile() };
-    read_window(walks, length, regs.rsp);
-    // SAFETY: as above. The kernel writes zeros where it cannot read.
+    if !read_window(walks, length, regs.rsp) {
+        // The stack may end above. Nothing is in the window now; the kernel has written zeros.
+        // SAFETY: as above.
+        unsafe { (*walks).length = 0 };
+    }
+    // SAFETY: as above.
     match unsafe { (*walks).window[0] } {
         0 => unwind::caller(regs.rsp, regs.rbp),
         pc => Some(Regs { pc, sp: regs.rsp.wrapping_add(8), fp: regs.rbp }),
@@ -116,8 +120,9 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
             read_window(walks, needed, begin)
         };
         if is_read && remembered.finds_the_same_in(window) {
+            // Not at once as little as this one needs: where two take turns, the longer one is read at once as well.
             // SAFETY: as above.
-            unsafe { (*walks).length = needed };
+            unsafe { (*walks).length -= ((*walks).length - needed) / 8 };
             let come = remembered.come();
             walked.come(stack, come, place, remembered.announced());
             return 0;

@@ -201,7 +201,7 @@ pub const fn place(regs: Regs) -> u32 {
 /// Only the thread's own programs write it, one after the other.
 #[repr(C)]
 pub struct Walks {
-    /// How many words of the stack the last one was known by: as many will be read for the next.
+    /// How many words the window holds, or will the next time: about as many as the last walks were known by.
     pub length: u64,
     /// The words from the return address of an allocator function on.
     pub window: [u64; WINDOW_WORDS],
@@ -253,3 +253,175 @@ impl<M: ReadMemory> ReadMemory for Noting<'_, M> {
 
 const _: () = assert!(size_of::<Words>() == 16 + 10 * MAX_WORDS, "no padding");
 const _: () = assert!(size_of::<RememberedWalk>() == 72 + size_of::<Words>(), "no padding");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::{FpRule, Frame, Kind, Row, stack::Stack};
+
+    const BY: Knowledge = Knowledge { epoch: 1, image: 2, generation: 3 };
+    const BEGIN: u64 = 0x1000;
+
+    fn empty() -> RememberedWalk {
+        let words = Words {
+            count: Cell::new(0),
+            length: Cell::new(0),
+            asks_for_fp: Cell::new(0),
+            places: [const { Cell::new(0) }; MAX_WORDS],
+            words: [const { Cell::new(0) }; MAX_WORDS],
+        };
+        let come = Come { hash: StackHash::new(0), sp: 0, depth: 0, end: 0, is_of_allocator: 0 };
+        RememberedWalk {
+            regs: Cell::new(Regs::default()),
+            knowledge: Cell::new(Knowledge { epoch: 0, image: 0, generation: 0 }),
+            come: Cell::new(come),
+            announced: Cell::new(0),
+            words,
+        }
+    }
+
+    /// Walks as the kernel does.
+    fn walk(regs: Regs, rows: &[Row], memory: &impl ReadMemory) -> Come {
+        let (mut frame, mut hash, mut is_of_allocator) = (Frame::new(regs), StackHash::new(0), 0);
+        let mut depth = 0;
+        let end = loop {
+            hash = hash.push(frame.pc);
+            depth += 1;
+            let row = rows.get(frame.pc as usize).copied().unwrap_or(Row::stop(WalkEnd::MissingRow));
+            is_of_allocator |= u16::from(row.is_of_allocator());
+            match frame.caller(row, memory) {
+                Ok(_) if depth == 32 => break WalkEnd::Cut,
+                Ok(caller) => frame = caller,
+                Err(end) => break end,
+            }
+        };
+        Come { hash, sp: frame.sp, depth, end: end as u16, is_of_allocator }
+    }
+
+    fn remember(remembered: &RememberedWalk, regs: Regs, rows: &[Row], words: &[u64]) -> (bool, Come) {
+        let memory = Noting { memory: Stack(BEGIN, words), begin: BEGIN, words: remembered.begin() };
+        let come = walk(regs, rows, &memory);
+        (remembered.finish(regs, BY, come), come)
+    }
+
+    fn window(words: &[u64]) -> [u64; WINDOW_WORDS] {
+        let mut window = [0; WINDOW_WORDS];
+        window.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
+        window
+    }
+
+    #[test]
+    fn what_is_known_again_comes_to_what_a_walk_would() {
+        let mut seed = 7_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (seed >> 33) % below
+        };
+        let kinds = [Kind::Sp, Kind::Sp, Kind::Fp, Kind::FramePointer, Kind::GoFramePointer, Kind::DerefSp];
+        let rules = [FpRule::Unchanged, FpRule::AtCfa, FpRule::AtFp];
+        let (mut known, mut changed, mut refused, mut by_other_fp) = (0, 0, 0, 0);
+        for _ in 0..20_000 {
+            let rows: Vec<Row> = (0..8)
+                .map(|pc| {
+                    let kind = kinds[random(6) as usize];
+                    let offset = random(6) as i16 - 4;
+                    let row = Row::new(kind, rules[random(3) as usize], offset, 8 * (1 + random(5) as i32));
+                    if pc == 0 { Row::END } else if random(9) == 0 { row.of_allocator() } else { row }
+                })
+                .collect();
+            // Words are pcs or addresses within: walks lead far.
+            let mut words: Vec<u64> = (0..48)
+                .map(|_| if random(2) == 0 { 1 + random(7) } else { BEGIN + 8 * random(48) })
+                .collect();
+            let regs = Regs { pc: 1 + random(7), sp: BEGIN + 8, fp: BEGIN + 8 * random(48) };
+            let remembered = empty();
+            let (is_remembered, come) = remember(&remembered, regs, &rows, &words);
+            assert!(is_remembered || come.end == WalkEnd::Unreadable as u16);
+            for _ in 0..8 {
+                let mut again = regs;
+                if random(3) == 0 {
+                    again.fp = BEGIN + 8 * random(48);
+                }
+                let place = random(48) as usize;
+                let kept = words[place];
+                words[place] = if random(2) == 0 { 1 + random(7) } else { BEGIN + 8 * random(48) };
+                // Of the window no more is there than it says that it needs.
+                let mut window = window(&words);
+                window[remembered.length() as usize..].fill(u64::MAX);
+                if remembered.began_with(again, BY) && remembered.finds_the_same_in(&window) {
+                    assert_eq!(walk(again, &rows, &Stack(BEGIN, &words)), remembered.come());
+                    known += 1;
+                    by_other_fp += u32::from(again.fp != regs.fp);
+                    changed += u32::from(words[place] != kept);
+                } else {
+                    refused += 1;
+                }
+                words[place] = kept;
+            }
+        }
+        let counts = (known, changed, refused, by_other_fp);
+        assert!(known > 10_000 && changed > 10_000 && refused > 10_000 && by_other_fp > 1_000, "{counts:?}");
+    }
+
+    #[test]
+    fn a_walk_is_not_known_again_by_other_rows() {
+        let words = [9, 0x1018, 1, 0];
+        let regs = Regs { pc: 2, sp: BEGIN + 8, fp: BEGIN + 8 };
+        let rows = [Row::END, Row::END, Row::FRAME_POINTER];
+        let remembered = empty();
+        assert!(!remembered.began_with(Regs::default(), BY), "nothing is remembered of nothing");
+        let (is_remembered, come) = remember(&remembered, regs, &rows, &words);
+        assert!(is_remembered && come.end == WalkEnd::Whole as u16 && remembered.finds_the_same_in(&window(&words)));
+        assert!(remembered.began_with(regs, BY));
+        remembered.announce(5);
+        assert_eq!(remembered.announced(), 5);
+        for other in
+            [Knowledge { epoch: 2, ..BY }, Knowledge { image: 3, ..BY }, Knowledge { generation: 4, ..BY }]
+        {
+            assert!(!remembered.began_with(regs, other), "{other:?}");
+        }
+        let others = [Regs { pc: 3, ..regs }, Regs { sp: regs.sp + 8, ..regs }, Regs { fp: 1, ..regs }];
+        assert!(others.iter().all(|other| !remembered.began_with(*other, BY)), "it has asked for rbp");
+        remembered.begin();
+        assert!(!remembered.began_with(regs, BY) && remembered.announced() == 0, "another one has begun");
+    }
+
+    #[test]
+    fn what_may_come_to_something_else_is_not_remembered() {
+        let regs = Regs { pc: 1, sp: BEGIN + 8, fp: 0 };
+        let by_sp = |offset| Row::new(Kind::Sp, FpRule::Unchanged, 0, offset);
+        let remembered = empty();
+        let remember = |rows: &[Row], words: &[u64]| remember(&remembered, regs, rows, words).0;
+        let rows = [Row::END, by_sp(16)];
+        // Word 2 is the caller's pc.
+        assert!(remember(&rows, &[9, 0, 0]));
+        assert!(!remember(&rows, &[9, 0, 5, 0]), "there is no row yet");
+        assert!(!remember(&rows, &[9, 0]), "there is no word yet");
+        let mut words = vec![0; WINDOW_WORDS + 8];
+        let reaching = |words: usize| [Row::END, by_sp(8 * words as i32)];
+        assert!(remember(&reaching(WINDOW_WORDS - 1), &words));
+        assert!(!remember(&reaching(WINDOW_WORDS), &words), "it lies outside");
+        // As many frames of one word each as there is room for, and one more.
+        let rows = [Row::END, by_sp(8), Row::END];
+        words[1..].fill(1);
+        words[MAX_WORDS] = 2;
+        let few = Come { depth: 0, ..walk(regs, &rows, &Stack(BEGIN, &words)) };
+        assert_eq!(few.end, WalkEnd::Cut as u16);
+        let long = |count: usize| {
+            let words = remembered.begin();
+            (0..count).for_each(|index| words.note(8 * index as u64, 1));
+            remembered.finish(regs, BY, few)
+        };
+        assert!(long(MAX_WORDS) && !long(MAX_WORDS + 1) && !long(MAX_WORDS + 2));
+    }
+
+    #[test]
+    fn places_differ() {
+        let at = |pc, depth: u64| place(Regs { pc, sp: 0x7fff_0000 - 48 * depth, fp: 0 });
+        let mut places: Vec<u32> = (0..WALKS as u64).map(|depth| at(0x40_1000, depth)).collect();
+        assert!(places.iter().all(|&place| (place as usize) < WALKS));
+        places.sort_unstable();
+        places.dedup();
+        assert!(places.len() > WALKS / 2, "{places:?}");
+    }
+}
