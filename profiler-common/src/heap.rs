@@ -1,5 +1,7 @@
 //! Live blocks and totals per stack: the keys and values of the `LIVE` and `TOTALS` maps.
 
+use core::hint::black_box;
+
 use crate::sampling::{RATE_BITS, RATES};
 
 /// A block, the key of the `LIVE` map.
@@ -121,7 +123,7 @@ const TGID_MASK: u32 = (1 << TGID_BITS) - 1;
 impl TotalsKey {
     /// The entry that counts a block of an owner's ([`crate::target::Target::owner`]).
     #[inline(always)]
-    pub const fn of(owner: u64, block: &LiveBlock) -> Self {
+    pub fn of(owner: u64, block: &LiveBlock) -> Self {
         let tgid_and_rate = owner as u32 & TGID_MASK | block.rate() << TGID_BITS;
         let inherited = if block.is_inherited() { INHERITED_CLASS } else { 0 };
         let image = (owner >> 32) as u32 & IMAGE_MASK;
@@ -214,10 +216,11 @@ unsafe impl aya::Pod for Totals {}
 ///
 /// The largest class of a 64-bit size is 240.
 #[inline(always)]
-pub const fn size_class(size_bytes: u64) -> u32 {
+pub fn size_class(size_bytes: u64) -> u32 {
     if size_bytes <= SMALL_BYTES {
-        // The mask says what the compiler knows already, but the kernel's verifier does not.
-        return SMALL_CLASSES[((size_bytes.wrapping_add(3) >> 2) & SMALL_MASK) as usize] as u32;
+        // The mask says what the compiler knows already, and would leave out, but not the kernel's verifier.
+        let quarter = black_box(size_bytes.wrapping_add(3) >> 2) & SMALL_MASK;
+        return SMALL_CLASSES.get(quarter as usize).copied().unwrap_or_default().into();
     }
     log_class(size_bytes)
 }

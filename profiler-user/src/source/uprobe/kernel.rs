@@ -323,7 +323,8 @@ impl Kernel {
                 .map_err(|source| refused(name, source))
         };
         let [code_gone, sweep] = ["code_gone", "sweep"].map(&mut handle);
-        let teaching = Teaching { rows, cache, generation, generations: 0, trampolines, code_gone: code_gone? };
+        let teaching =
+            Teaching { rows, cache, generation, generations: 0, trampolines, code_gone: code_gone? };
         let kernel = Self {
             programs: Mutex::new(ebpf),
             sweep: sweep?,
