@@ -51,8 +51,7 @@ static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
 /// pid_tgid → the thread's outermost allocator call.
 #[map]
-pub static THREADS: HashMap<u64, Thread> =
-    HashMap::with_max_entries(limits::MAX_THREADS, BPF_F_NO_PREALLOC);
+pub static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(limits::MAX_THREADS, BPF_F_NO_PREALLOC);
 
 /// [`Walks`], as the words that they are made of: a static must be one that threads may share, and these no thread does.
 pub type WalksWords = [u64; size_of::<Walks>() / 8];
