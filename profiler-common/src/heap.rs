@@ -244,6 +244,7 @@ const SMALL_MASK: u64 = 255;
 /// The class of each multiple of four bytes, and of the sizes right below it: no class has a limit between. In the kernel's object a
 /// mangled name would have the place of the sources in it.
 #[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[expect(clippy::indexing_slicing, reason = "the compiler does it, which is where it would fail")]
 static SMALL_CLASSES: [u8; SMALL_MASK as usize + 1] = {
     let mut classes = [0; SMALL_MASK as usize + 1];
     let mut quarter = 0;

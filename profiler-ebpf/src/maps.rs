@@ -49,7 +49,7 @@ pub static COUNTERS: HashMap<u32, Counters> = HashMap::with_max_entries(limits::
 #[map]
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
-/// pid_tgid → the thread's outermost allocator call.
+/// pid_tgid → what is known of a thread: its outermost allocator call.
 #[map]
 pub static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(limits::MAX_THREADS, BPF_F_NO_PREALLOC);
 
