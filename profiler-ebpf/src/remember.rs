@@ -84,6 +84,7 @@ fn read_window(walks: *mut Walks, length: u64, from: u64) -> bool {
 }
 
 /// Walks a stack, or finds that this was done before. The window has what was read along with the stack's leaf.
+#[cfg(not(feature = "kernel-walk"))]
 #[inline(always)]
 pub fn walk(stack: &mut Stack, walks: ThreadWalks) -> Walked {
     let Some(walks) = walks else {
@@ -94,6 +95,7 @@ pub fn walk(stack: &mut Stack, walks: ThreadWalks) -> Walked {
     walked
 }
 
+#[cfg(not(feature = "kernel-walk"))]
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) -> u64 {
@@ -138,6 +140,7 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
 }
 
 /// A walk that is under way, and where it notes what it reads.
+#[cfg(not(feature = "kernel-walk"))]
 #[repr(C)]
 struct NotedWalk {
     walk: Walk,
@@ -145,6 +148,7 @@ struct NotedWalk {
     begin: u64,
 }
 
+#[cfg(not(feature = "kernel-walk"))]
 unsafe extern "C" fn walk_frame(_index: u64, noted: *mut c_void) -> i64 {
     // SAFETY: `recall` passes a `NotedWalk` of its own.
     let noted = unsafe { &mut *noted.cast::<NotedWalk>() };
