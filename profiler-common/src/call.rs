@@ -243,9 +243,7 @@ pub const fn array_bytes(count: u64, size_bytes: u64) -> u64 {
     if cross > HALF || product < bottom { u64::MAX } else { product }
 }
 
-/// The outermost allocator call of a thread, the value of the `INFLIGHT` map.
-///
-/// The key is the thread's pid_tgid. Written at entry, taken out at return.
+/// The outermost allocator call of a thread, from its entry to its return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct InFlight {
@@ -273,11 +271,24 @@ pub struct InFlight {
     pub rate: u32,
 }
 
-const _: () = assert!(size_of::<InFlight>() == 88, "no padding");
+impl InFlight {
+    /// No call.
+    pub const NONE: Self = Self {
+        sp: 0,
+        return_address: 0,
+        site: 0,
+        cookie: 0,
+        size_bytes: 0,
+        stack: 0,
+        out_address: 0,
+        old_address: 0,
+        old: LiveBlock::new(0, 0, 0, 0),
+        resizes: 0,
+        rate: 0,
+    };
+}
 
-#[cfg(feature = "user")]
-// SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
-unsafe impl aya::Pod for InFlight {}
+const _: () = assert!(size_of::<InFlight>() == 88, "no padding");
 
 #[cfg(test)]
 mod tests {

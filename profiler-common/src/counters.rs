@@ -12,7 +12,7 @@ pub enum Counter {
     AbandonedCalls = 2,
     /// Returns without a call.
     UnmatchedReturns = 3,
-    /// Calls that could not be followed because too many threads are inside the allocator.
+    /// Calls that could not be followed because there is no room for what is known of another thread.
     InflightFull = 4,
     /// Blocks whose later free cannot be told.
     LiveFullObjects = 5,
@@ -108,7 +108,7 @@ pub const REGISTRY: [Description; COUNTERS] = [
         counter: Counter::InflightFull,
         name: "inflight_full",
         severity: Severity::Loss,
-        help: "allocations not counted because too many threads were inside the allocator at once",
+        help: "allocations not counted because more threads allocate than there is room for",
     },
     Description {
         counter: Counter::LiveFullObjects,

@@ -1,5 +1,7 @@
 //! Live blocks and totals per stack: the keys and values of the `LIVE` and `TOTALS` maps.
 
+use core::hint::black_box;
+
 use crate::sampling::{RATE_BITS, RATES};
 
 /// A block, the key of the `LIVE` map.
@@ -121,12 +123,18 @@ const TGID_MASK: u32 = (1 << TGID_BITS) - 1;
 impl TotalsKey {
     /// The entry that counts a block of an owner's ([`crate::target::Target::owner`]).
     #[inline(always)]
-    pub const fn of(owner: u64, block: &LiveBlock) -> Self {
+    pub fn of(owner: u64, block: &LiveBlock) -> Self {
         let tgid_and_rate = owner as u32 & TGID_MASK | block.rate() << TGID_BITS;
         let inherited = if block.is_inherited() { INHERITED_CLASS } else { 0 };
         let image = (owner >> 32) as u32 & IMAGE_MASK;
         let class = size_class(block.size_bytes()) | (block.allocator() as u32) << 8 | image << IMAGE_BIT;
         Self { stack: block.stack, tgid_and_rate, class: class | inherited }
+    }
+
+    /// All of it but the stack, as a number; never 0, as no tgid is.
+    #[inline(always)]
+    pub const fn without_stack(&self) -> u64 {
+        (self.tgid_and_rate as u64) << 32 | self.class as u64
     }
 
     /// The target's tgid.
@@ -208,7 +216,18 @@ unsafe impl aya::Pod for Totals {}
 ///
 /// The largest class of a 64-bit size is 240.
 #[inline(always)]
-pub const fn size_class(size_bytes: u64) -> u32 {
+pub fn size_class(size_bytes: u64) -> u32 {
+    if size_bytes <= SMALL_BYTES {
+        // The mask says what the compiler knows already, and would leave out, but not the kernel's verifier.
+        let quarter = black_box(size_bytes.wrapping_add(3) >> 2) & SMALL_MASK;
+        return SMALL_CLASSES.get(quarter as usize).copied().unwrap_or_default().into();
+    }
+    log_class(size_bytes)
+}
+
+/// [`size_class`] by the logarithm, for which BPF has no instruction.
+#[inline(always)]
+const fn log_class(size_bytes: u64) -> u32 {
     if size_bytes <= 16 {
         return 0;
     }
@@ -216,6 +235,25 @@ pub const fn size_class(size_bytes: u64) -> u32 {
     let log2 = 63 - last.leading_zeros();
     ((log2 - 4) << 2) + ((last >> (log2 - 2)) as u32 & 3) + 1
 }
+
+/// The largest of the sizes whose classes are in a table: most blocks are smaller.
+const SMALL_BYTES: u64 = 4 * SMALL_MASK;
+
+const SMALL_MASK: u64 = 255;
+
+/// The class of each multiple of four bytes, and of the sizes right below it: no class has a limit between. In the kernel's object a
+/// mangled name would have the place of the sources in it.
+#[cfg_attr(target_arch = "bpf", unsafe(no_mangle))]
+#[expect(clippy::indexing_slicing, reason = "the compiler does it, which is where it would fail")]
+static SMALL_CLASSES: [u8; SMALL_MASK as usize + 1] = {
+    let mut classes = [0; SMALL_MASK as usize + 1];
+    let mut quarter = 0;
+    while quarter < classes.len() {
+        classes[quarter] = log_class(4 * quarter as u64) as u8;
+        quarter += 1;
+    }
+    classes
+};
 
 /// The largest size of a size class, in bytes.
 pub const fn class_limit_bytes(class: u32) -> u64 {
@@ -281,6 +319,9 @@ mod tests {
             let limit_bytes = class_limit_bytes(class);
             assert_eq!(size_class(limit_bytes), class);
             assert_eq!(size_class(class_limit_bytes(class - 1) + 1), class);
+        }
+        for size_bytes in 0..4 * SMALL_BYTES {
+            assert_eq!(size_class(size_bytes), log_class(size_bytes), "{size_bytes}");
         }
         assert_eq!(class_limit_bytes(255), u64::MAX);
         assert_eq!(size_class(0), 0);

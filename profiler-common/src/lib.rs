@@ -11,6 +11,8 @@ pub mod target;
 
 pub mod call;
 
+pub mod thread;
+
 pub mod unwind;
 
 pub mod sampling;

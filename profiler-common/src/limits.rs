@@ -33,10 +33,17 @@ pub const MAX_ROWS: u32 = 1 << 18;
 /// Processes that one set of programs can watch at a time.
 pub const MAX_TARGETS: u32 = 1024;
 
-/// Allocator calls that can be under way at a time, which is one per thread.
+/// Threads that can allocate at a time.
 ///
-/// 64 Ki entries of 72 B of key and value and 48 B of the kernel's own: 8 MiB, preallocated.
-pub const MAX_INFLIGHT: u32 = 1 << 16;
+/// The bucket array has 1 MiB. Entries are allocated as they come: 104 B of key and value and 48 B of the kernel's own, in
+/// slots of 192 B.
+pub const MAX_THREADS: u32 = 1 << 16;
+
+/// Threads of which walks are remembered at a time; further ones walk each time.
+///
+/// The bucket array has 8 KiB. Entries are allocated as they come, in slots of 32 KiB: 16 MiB when all of them are in use. The kernel
+/// keeps one to three more for each CPU.
+pub const MAX_REMEMBERING: u32 = 1 << 9;
 
 /// Live blocks that can be followed in a process of ordinary size.
 ///

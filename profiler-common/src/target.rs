@@ -1,6 +1,6 @@
 //! What the kernel programs know of each process that they watch.
 
-/// One watched process, the value of the `TARGETS` map; the key is its tgid.
+/// One watched process, the value of the `TARGETS` map; the key is its tgid. That of the first one is in its [`Home`].
 ///
 /// The programs do nothing for a process that has no entry. User space makes it, and from then on only the kernel side
 /// writes it.
@@ -21,6 +21,20 @@ pub struct Target {
     pub is_removing: u8,
     /// 1 once the process's first thread has ended: its number may be another process's from some time on.
     pub is_headless: u8,
+}
+
+/// The place of the process that is watched first, the one value of the `HOME` map: no hash has to be looked up for it.
+///
+/// Every process has one place, here or in `TARGETS`. The tgid comes last, and is written when all else is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Home {
+    /// What to do for it.
+    pub target: Target,
+    /// Which process it is; 0 for none.
+    pub tgid: u32,
+    /// 0: for the kernel copies whole words.
+    pub nothing: u32,
 }
 
 /// What is to be done for a process that still has its parent's memory, the value of the `SHARING` map; the key is its tgid.
@@ -70,11 +84,15 @@ pub const fn is_hijacked(address: u64, trampoline: u64) -> bool {
 }
 
 const _: () = assert!(size_of::<Target>() == 16, "no padding");
+const _: () = assert!(size_of::<Home>() == 24, "no padding");
 const _: () = assert!(size_of::<Sharing>() == 12, "no padding");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
 unsafe impl aya::Pod for Target {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
+unsafe impl aya::Pod for Home {}
 
 #[cfg(test)]
 mod tests {

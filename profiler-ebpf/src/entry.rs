@@ -22,9 +22,9 @@ use profiler_common::{
 use crate::{
     counters::count,
     inflight, mapping,
-    maps::{self, INFLIGHT, NO_PROGRAMS, TARGETS},
+    maps::{self, NO_PROGRAMS, THREADS},
     memory::UserMemory,
-    record, release, sampling, unwind,
+    record, release, remember, sampling,
 };
 
 /// What is to be done for a process, asked by a uprobe program; `None` when nothing is.
@@ -94,65 +94,68 @@ fn begin(ctx: &ProbeContext) -> u32 {
 fn enter(ctx: &ProbeContext) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(watched) = TARGETS.get_ptr(tgid) else {
+    let Some(target) = target(ctx, tgid) else {
         return false;
     };
-    // SAFETY: what is written there meanwhile are single words, and one that is a moment old is as good.
-    let target = unsafe { watched.read_volatile() };
-    keep_kernel_stack(ctx, &target);
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
-    if inflight::is_nested(ctx, pid_tgid, regs, &target) {
+    let thread = THREADS.get_ptr_mut(pid_tgid);
+    if inflight::is_nested(ctx, thread, pid_tgid, regs, &target) {
         return false;
     }
     let wanted = Wanted::of(ctx, regs);
     let rate = sampling::rate_of(wanted.size_bytes);
     // The old block leaves now, since its address may be given to another thread before the return.
-    let (old_address, old) = match release::take(target.owner(tgid), wanted.old_address) {
+    let owner = target.owner(tgid);
+    let (old_address, old) = match release::take(owner, wanted.old_address) {
         Some(block) => (wanted.old_address, block),
         None => (0, LiveBlock::default()),
     };
-    let stack = if rate == NOT_KEPT {
-        NESTED_STACK
-    } else {
-        match unwind::caller(regs.rsp, regs.rbp) {
-            Some(caller) => {
-                // SAFETY: as above. Read again, for what is kept meanwhile takes of the little stack that there is.
-                let target = unsafe { watched.read_volatile() };
-                let block = LiveBlock::new(wanted.size_bytes, rate, wanted.convention.allocator(), 0);
-                record::announce(ctx, pid_tgid, caller, block, &target)
-            }
-            None => UNLEARNED_STACK,
-        }
-    };
-    // Looked up again for the same reason.
-    let wanted = Wanted::of(ctx, regs);
-    // What it jumps to must not be taken for a call of its own, and what becomes of the old block is to be seen.
-    if stack == NESTED_STACK && old_address == 0 && !wanted.convention.may_jump() {
+    let is_left_out = old_address == 0 && !wanted.convention.may_jump();
+    if rate == NOT_KEPT && is_left_out {
         return false;
     }
-    let call = InFlight {
+    let Some(thread) = thread.or_else(|| inflight::enter_thread(pid_tgid)) else {
+        debug!(ctx, "no room for another thread in THREADS");
+        count(tgid, Counter::InflightFull, 1);
+        inflight::put_back(owner, old_address, &old);
+        return false;
+    };
+    let block = LiveBlock::new(wanted.size_bytes, rate, wanted.convention.allocator(), 0);
+    // All but the stack is kept now: to walk it takes most of the little stack that there is for programs.
+    // SAFETY: only this thread writes or removes its entry, which is no call's that is under way.
+    let call = unsafe { &mut (*thread).call };
+    *call = InFlight {
         sp: regs.rsp,
-        return_address: UserMemory.read_word(regs.rsp).unwrap_or_default(),
+        return_address: 0,
         site: regs.rip,
         cookie: wanted.convention.cookie(),
         size_bytes: wanted.size_bytes,
-        stack,
+        stack: NESTED_STACK,
         out_address: wanted.out_address,
         old_address,
         old,
         resizes: u32::from(wanted.old_address != 0),
         rate: rate as u32,
     };
-    if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
-        debug!(ctx, "no room for another call in INFLIGHT");
-        count(tgid, Counter::InflightFull, 1);
-        // Looked up again for the same reason.
-        if let Some(target) = maps::target(tgid) {
-            inflight::put_back(target.owner(tgid), call.old_address, &call.old);
+    if rate == NOT_KEPT {
+        call.return_address = UserMemory.read_word(regs.rsp).unwrap_or_default();
+    } else {
+        let walks = remember::of_thread(pid_tgid, thread);
+        call.stack = match remember::caller(walks, regs) {
+            Some(caller) => {
+                call.return_address = caller.pc;
+                record::announce(ctx, pid_tgid, caller, block, &target, walks)
+            }
+            None => UNLEARNED_STACK,
+        };
+        // What it jumps to must not be taken for a call of its own, and what becomes of the old block is to be seen.
+        if call.stack == NESTED_STACK && is_left_out {
+            return false;
         }
-        return false;
     }
+    // SAFETY: as above.
+    unsafe { (*thread).is_inside = 1 };
     true
 }
 
@@ -260,21 +263,21 @@ fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
     let Some(target) = target(ctx, tgid) else {
         return true;
     };
-    let Some(call) = INFLIGHT.get_ptr(pid_tgid) else {
+    let Some(thread) = inflight::in_call(THREADS.get_ptr_mut(pid_tgid)) else {
         return false;
     };
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
-    let call = unsafe { *call };
+    let call = unsafe { &(*thread).call };
     if sp != call.sp {
         // Below is the return of a nested call. Above is that of a call which this one was part of.
         if sp > call.sp {
-            inflight::abandon(ctx, pid_tgid, &call, &target);
+            inflight::abandon(ctx, pid_tgid, call, &target);
         }
         return true;
     }
-    // Failing means that the entry is gone already.
-    let _ = INFLIGHT.remove(pid_tgid);
-    returned(ctx, target.owner(tgid), &call, regs.rax);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*thread).is_inside).write(0) };
+    returned(ctx, target.owner(tgid), call, regs.rax);
     true
 }
 

@@ -13,9 +13,8 @@ use profiler_common::{
 
 use crate::{
     counters::count,
-    inflight::NO_EXIST,
     inherit,
-    maps::{self, COUNTERS, EVENTS, SHARING, TARGETS},
+    maps::{self, COUNTERS, EVENTS, SHARING},
 };
 
 /// Where the fields of the tracepoint lie that the loader has found in its format: the new thread's number, and the flags that
@@ -120,14 +119,14 @@ fn new_image() -> u32 {
 /// Begins to watch a process; false where there is no room for it.
 #[inline(always)]
 fn begin(tgid: u32, target: &Target) -> bool {
-    COUNTERS.insert(tgid, Counters::default(), 0).is_ok() && TARGETS.insert(tgid, *target, NO_EXIST).is_ok()
+    COUNTERS.insert(tgid, Counters::default(), 0).is_ok() && maps::add_target(tgid, target)
 }
 
 /// Watches a process no longer that nobody was told of. Its blocks go with the next sweep.
 #[inline(always)]
 fn end(tgid: u32) {
+    maps::remove_target(tgid);
     // Failing means that there are none.
-    let _ = TARGETS.remove(tgid);
     let _ = COUNTERS.remove(tgid);
 }
 

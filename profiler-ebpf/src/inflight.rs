@@ -7,29 +7,53 @@ use profiler_common::{
     counters::Counter,
     heap::{LiveBlock, LiveKey},
     target::{Target, is_hijacked},
+    thread::Thread,
     unwind::ReadMemory,
 };
 
 use crate::{
     counters::count,
-    maps::{self, INFLIGHT, LIVE},
+    maps::{self, LIVE, NO_EXIST, THREADS},
     memory::UserMemory,
     unwind::{self, Stack},
 };
 
-/// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
-pub const NO_EXIST: u64 = 1;
+/// The entry of a thread that has none yet. Not on the stack, where there is no room for it.
+#[unsafe(no_mangle)]
+static NEW_THREAD: Thread = Thread::NEW;
+
+/// Makes a thread's entry; `None` where there is no room for it.
+#[inline(always)]
+pub fn enter_thread(pid_tgid: u64) -> Option<*mut Thread> {
+    let new: &Thread = &NEW_THREAD;
+    // Failing means that there is none below.
+    let _ = THREADS.insert(pid_tgid, new, NO_EXIST);
+    THREADS.get_ptr_mut(pid_tgid)
+}
+
+/// A thread's entry, where the thread is in a call.
+#[inline(always)]
+pub fn in_call(thread: Option<*mut Thread>) -> Option<*mut Thread> {
+    // SAFETY: a word of a map value, which only this thread writes.
+    thread.filter(|thread| unsafe { (**thread).is_inside } != 0)
+}
 
 /// Whether the thread is inside an allocator call that the one with these registers is part of; any other that it was in is
 /// given up, as it will not return.
 #[inline(always)]
-pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
-    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+pub fn is_nested(
+    ctx: &impl EbpfContext,
+    thread: Option<*mut Thread>,
+    pid_tgid: u64,
+    regs: &pt_regs,
+    target: &Target,
+) -> bool {
+    let Some(outer) = in_call(thread) else {
         return false;
     };
     // SAFETY: only this thread writes or removes its entry, so that it is whole and stays. It is not copied: the stack is
     // needed for walking.
-    let outer = unsafe { &*outer };
+    let outer = unsafe { &(*outer).call };
     if is_part_of(outer, (pid_tgid >> 32) as u32, regs, target) {
         return true;
     }
@@ -40,11 +64,11 @@ pub fn is_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: 
 /// Whether the thread is inside an allocator call that a free with these registers is part of.
 #[inline(always)]
 pub fn is_free_nested(pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
-    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+    let Some(outer) = in_call(THREADS.get_ptr_mut(pid_tgid)) else {
         return false;
     };
     // SAFETY: as above.
-    is_part_of(unsafe { &*outer }, (pid_tgid >> 32) as u32, regs, target)
+    is_part_of(unsafe { &(*outer).call }, (pid_tgid >> 32) as u32, regs, target)
 }
 
 /// Whether the thread is inside an allocator call that a mapping with these registers is part of, as it is taken to be where
@@ -52,11 +76,11 @@ pub fn is_free_nested(pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
 /// return. Any other that the thread was in is given up.
 #[inline(always)]
 pub fn is_mapping_nested(ctx: &impl EbpfContext, pid_tgid: u64, regs: &pt_regs, target: &Target) -> bool {
-    let Some(outer) = INFLIGHT.get_ptr(pid_tgid) else {
+    let Some(outer) = in_call(THREADS.get_ptr_mut(pid_tgid)) else {
         return false;
     };
     // SAFETY: as above.
-    let outer = unsafe { &*outer };
+    let outer = unsafe { &(*outer).call };
     let tgid = (pid_tgid >> 32) as u32;
     if is_pending(outer, tgid)
         && regs.rsp <= outer.sp
@@ -111,12 +135,12 @@ pub fn abandon(ctx: &impl EbpfContext, pid_tgid: u64, call: &InFlight, target: &
 #[unsafe(no_mangle)]
 extern "C" fn give_up(pid_tgid: u64, owner: u64) -> u64 {
     count(owner as u32, Counter::AbandonedCalls, 1);
-    let Some(call) = INFLIGHT.get_ptr(pid_tgid) else { return 0 };
-    // SAFETY: only this thread writes or removes its entry. Read before that goes, after which another thread may be given its
-    // memory.
-    let (old_address, old) = unsafe { ((*call).old_address, (*call).old) };
-    // Failing means that the entry is gone already.
-    let _ = INFLIGHT.remove(pid_tgid);
+    let Some(thread) = THREADS.get_ptr_mut(pid_tgid) else { return 0 };
+    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
+    let (old_address, old) = unsafe {
+        (*thread).is_inside = 0;
+        ((*thread).call.old_address, (*thread).call.old)
+    };
     put_back(owner, old_address, &old);
     0
 }

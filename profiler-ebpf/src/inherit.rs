@@ -4,15 +4,15 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use profiler_common::{
-    call::InFlight,
     counters::Counter,
     heap::{LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey},
+    thread::Thread,
 };
 
 use crate::{
     counters::{add, count},
-    inflight::NO_EXIST,
-    maps::{INFLIGHT, LIVE, TOTALS},
+    inflight,
+    maps::{LIVE, NO_EXIST, THREADS, TOTALS},
 };
 
 /// Whose blocks are whose from now on.
@@ -78,15 +78,15 @@ fn count_inherited(owner: u64, block: &LiveBlock) -> LiveBlock {
 /// Goes on in the child with the call that the thread was in that forked, if it was in one: it comes back in both.
 #[inline(always)]
 pub fn inherit_call(pid_tgid: u64, owner: u64) {
-    let Some(call) = INFLIGHT.get_ptr(pid_tgid) else { return };
-    // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
-    let mut call: InFlight = unsafe { *call };
+    let Some(thread) = inflight::in_call(THREADS.get_ptr_mut(pid_tgid)) else { return };
+    // SAFETY: only this thread writes its entry, so that it is whole and stays.
+    let mut call = unsafe { (*thread).call };
     let tgid = owner & u64::from(u32::MAX);
     if call.old_address != 0 {
         call.old = count_inherited(owner, &call.old);
     }
-    if INFLIGHT.insert(tgid << 32 | tgid, call, 0).is_err() {
+    if THREADS.insert(tgid << 32 | tgid, Thread { call, is_inside: 1, walks: 0 }, 0).is_err() {
         count(tgid as u32, Counter::InflightFull, 1);
-        crate::inflight::put_back(owner, call.old_address, &call.old);
+        inflight::put_back(owner, call.old_address, &call.old);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     closing,
     counters::{count, raise},
     events, inflight,
-    maps::{self, INFLIGHT, TARGETS, TRAMPOLINES},
+    maps::{self, THREADS, TRAMPOLINES, WALKS},
     memory::UserMemory,
 };
 
@@ -21,17 +21,20 @@ use crate::{
 pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = maps::target(tgid) else {
+    let target = maps::target(tgid);
+    if let (Some(target), Some(thread)) = (&target, inflight::in_call(THREADS.get_ptr_mut(pid_tgid))) {
+        // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
+        let call = unsafe { &(*thread).call };
+        inflight::abandon(&ctx, pid_tgid, call, target);
+    }
+    // Of processes that are no longer watched as well.
+    forget_thread(pid_tgid);
+    let Some(target) = target else {
         return 0;
     };
-    if let Some(call) = INFLIGHT.get_ptr(pid_tgid) {
-        // SAFETY: only this thread writes or removes its entry, so that it is whole and stays.
-        let call = unsafe { &*call };
-        inflight::abandon(&ctx, pid_tgid, call, &target);
-    }
     if pid_tgid as u32 == tgid
         && target.is_headless == 0
-        && let Some(target) = TARGETS.get_ptr_mut(tgid)
+        && let Some(target) = maps::target_ptr(tgid)
     {
         // SAFETY: a byte of a map value; the first thread ends once.
         unsafe { (&raw mut (*target).is_headless).write_volatile(1) };
@@ -53,6 +56,16 @@ pub fn child_made(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Forgets a thread. Most have no entry, and looking takes no lock.
+#[inline(always)]
+fn forget_thread(pid_tgid: u64) {
+    if THREADS.get_ptr(pid_tgid).is_some() {
+        // Failing means that there is none.
+        let _ = THREADS.remove(pid_tgid);
+        let _ = WALKS.remove(pid_tgid);
+    }
+}
+
 /// The loader is about to change what is mapped, or has: the function that it calls for debuggers at either (the
 /// `r_debug` protocol of <link.h>). The cookie is how far behind that function its state lies, for another program that the
 /// process goes on with may have it elsewhere; 0 for a loader that only says when it has added something.
@@ -61,7 +74,7 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
     const RT_CONSISTENT: u32 = 0;
     const RT_DELETE: u32 = 2;
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else {
+    let Some(target) = maps::target_ptr(tgid) else {
         return 0;
     };
     // SAFETY: the helper takes the context as it is.
@@ -99,7 +112,7 @@ pub fn loader_change(ctx: ProbeContext) -> u32 {
 #[raw_tracepoint]
 pub fn code_gone(ctx: RawTracePointContext) -> i32 {
     let tgid = ctx.arg::<u64>(0) as u32;
-    if let Some(target) = TARGETS.get_ptr_mut(tgid) {
+    if let Some(target) = maps::target_ptr(tgid) {
         // SAFETY: an aligned word of a map value.
         raise(unsafe { &raw mut (*target).epoch });
         count(tgid, Counter::UnannouncedUnmaps, 1);
@@ -112,19 +125,19 @@ pub fn code_gone(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else {
+    // The thread has the first one's number from now on; what is known of it is listed under the one it had.
+    let former = ctx.arg::<u64>(1) as u32;
+    forget_thread(u64::from(tgid) << 32 | u64::from(former));
+    let Some(target) = maps::target_ptr(tgid) else {
         return 0;
     };
-    // The thread has the first one's number from now on; a call that it was in is listed under the one it had.
-    let former = ctx.arg::<u64>(1) as u32;
     // SAFETY: a byte of a map value.
     let is_headless = unsafe { (&raw const (*target).is_headless).read_volatile() } != 0;
     if is_headless && former == tgid {
         // The first thread has ended, so that this one is that of another process, to which the number was given.
         return 0;
     }
-    // Failing means that there was no call.
-    let _ = INFLIGHT.remove(u64::from(tgid) << 32 | u64::from(former));
+    // Failing means that it is not known.
     let _ = TRAMPOLINES.remove(tgid);
     // SAFETY: aligned words of a map value, of which only the epoch is written elsewhere meanwhile, by another such addition.
     unsafe {

@@ -1,7 +1,8 @@
 //! heaptap's programs that run in the kernel.
 //!
 //! A call into the allocator goes through the modules in this order: [`entry`] reads the probe's registers,
-//! [`inflight`] keeps the call until it returns, [`sampling`] says whether it is counted, [`unwind`] walks the stack, [`record`] counts what was
+//! [`inflight`] keeps the call until it returns, [`sampling`] says whether it is counted, [`unwind`] walks the stack
+//! unless [`remember`] knows it, [`record`] counts what was
 //! allocated and [`release`] what was freed, in the [`maps`]; [`mapping`] tells user space of what the program maps
 //! itself, [`events`] tells it what else it cannot see in the maps, [`lifecycle`] cleans up behind threads and
 //! programs that end, and [`fork`] goes on with child processes.
@@ -18,6 +19,8 @@ mod entry;
 mod inflight;
 
 mod unwind;
+
+mod remember;
 
 mod transcript;
 

@@ -20,7 +20,7 @@ use profiler_common::{
 use crate::{
     counters::count,
     entry, inflight,
-    maps::{EVENTS, INFLIGHT, TARGETS},
+    maps::{self, EVENTS, THREADS},
     memory::UserMemory,
     record, unwind,
 };
@@ -120,7 +120,7 @@ pub fn map_enter(ctx: ProbeContext) -> u32 {
     let stack = match unwind::caller(regs.rsp, regs.rbp) {
         Some(caller) if plan.kind != COVER => {
             let block = LiveBlock::new(plan.length_bytes, 0, plan.convention.allocator(), 0);
-            record::announce(&ctx, pid_tgid, caller, block, &target)
+            record::announce(&ctx, pid_tgid, caller, block, &target, None)
         }
         _ => UNLEARNED_STACK,
     };
@@ -139,18 +139,24 @@ pub fn map_enter(ctx: ProbeContext) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn keep(sp: u64, cookie: u64, address: u64, length_bytes: u64, stack: u64) -> u64 {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let call = InFlight {
-        sp,
-        return_address: UserMemory.read_word(sp).unwrap_or_default(),
-        cookie,
-        size_bytes: length_bytes,
-        stack,
-        out_address: address,
-        ..InFlight::default()
-    };
-    if INFLIGHT.insert(pid_tgid, call, 0).is_err() {
+    let Some(thread) = THREADS.get_ptr_mut(pid_tgid).or_else(|| inflight::enter_thread(pid_tgid)) else {
         count((pid_tgid >> 32) as u32, Counter::InflightFull, 1);
-    }
+        return 0;
+    };
+    // SAFETY: only this thread writes or removes its entry.
+    let thread = unsafe { &mut *thread };
+    let call = &mut thread.call;
+    call.sp = sp;
+    call.return_address = UserMemory.read_word(sp).unwrap_or_default();
+    call.site = 0;
+    call.cookie = cookie;
+    call.size_bytes = length_bytes;
+    call.stack = stack;
+    call.out_address = address;
+    call.old_address = 0;
+    call.resizes = 0;
+    call.rate = 0;
+    thread.is_inside = 1;
     0
 }
 
@@ -202,7 +208,7 @@ fn tell(action: MappingAction, convention: Convention, address: u64, length_byte
 extern "C" fn tell_of(action: u64, allocator: u64, address: u64, length_bytes: u64, stack: u64) -> u64 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr(tgid) else {
+    let Some(target) = maps::target(tgid) else {
         return 0;
     };
     let Some(mut event) = EVENTS.reserve::<MappingEvent>(0) else {
@@ -213,8 +219,7 @@ extern "C" fn tell_of(action: u64, allocator: u64, address: u64, length_bytes: u
         kind: EventKind::Mapping as u32,
         tgid,
         action: action as u32,
-        // SAFETY: an aligned word of a map value.
-        image: unsafe { (&raw const (*target).image).read_volatile() },
+        image: target.image,
         thread: pid_tgid as u32,
         allocator: allocator as u32,
         address,

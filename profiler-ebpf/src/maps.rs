@@ -6,17 +6,24 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use profiler_common::{
-    call::InFlight,
     counters::Counters,
     heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
     limits, sampling,
-    target::{Sharing, Target},
-    unwind::CachedRow,
+    target::{Home, Sharing, Target},
+    thread::Thread,
+    unwind::{CachedRow, remembered::Walks},
 };
 
-/// tgid → what to do for that process; without an entry, nothing.
+/// What to do for the process that is watched first: looked at first, because it takes no call of a helper.
 #[map]
-pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+static HOME: Array<Home> = Array::with_max_entries(1, 0);
+
+/// tgid → what to do for that process, of all further ones; without an entry, nothing.
+#[map]
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
+
+/// `BPF_NOEXIST` of include/uapi/linux/bpf.h: insert only where there is no entry.
+pub const NO_EXIST: u64 = 1;
 
 /// tgid → start of the page to which hijacked return addresses point; without an entry, it is not known.
 #[map]
@@ -38,9 +45,21 @@ pub static ROW_CACHE: Array<CachedRow> = Array::with_max_entries(1 << CachedRow:
 #[map]
 pub static COUNTERS: HashMap<u32, Counters> = HashMap::with_max_entries(limits::MAX_TARGETS, 0);
 
-/// pid_tgid → the thread's outermost allocator call.
+/// How often rows were taken back, of all processes.
 #[map]
-pub static INFLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(limits::MAX_INFLIGHT, 0);
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
+/// pid_tgid → what is known of a thread: its outermost allocator call.
+#[map]
+pub static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(limits::MAX_THREADS, BPF_F_NO_PREALLOC);
+
+/// [`Walks`], as the words that they are made of: a static must be one that threads may share, and these no thread does.
+pub type WalksWords = [u64; size_of::<Walks>() / 8];
+
+/// pid_tgid → walks of the thread that are known again, of threads that allocate much.
+#[map]
+pub static WALKS: HashMap<u64, WalksWords> =
+    HashMap::with_max_entries(limits::MAX_REMEMBERING, BPF_F_NO_PREALLOC);
 
 /// Block → its size and stack.
 #[map]
@@ -79,11 +98,44 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::DEFAULT_RING_BYTES,
 #[map]
 pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
+/// Where it says what is to be done for a process; `None` when nothing is.
+#[inline(always)]
+pub fn target_ptr(tgid: u32) -> Option<*mut Target> {
+    let home = HOME.get_ptr_mut(0)?;
+    // SAFETY: an aligned word of a map value.
+    if unsafe { (&raw const (*home).tgid).read_volatile() } == tgid {
+        // SAFETY: a part of the map value.
+        return Some(unsafe { &raw mut (*home).target });
+    }
+    TARGETS.get_ptr_mut(tgid)
+}
+
 /// What is to be done for a process; `None` when nothing is.
 #[inline(always)]
 pub fn target(tgid: u32) -> Option<Target> {
-    // SAFETY: user space replaces an entry as a whole, and one that is a moment old is as good.
-    Some(unsafe { *TARGETS.get_ptr(tgid)? })
+    // SAFETY: what is written there meanwhile are single words, and one that is a moment old is as good. Read here and now, so
+    // that the verifier need not tell apart where it was any longer.
+    Some(unsafe { target_ptr(tgid)?.read_volatile() })
+}
+
+/// Begins to watch a process; false where there is no room for it, or it is watched already.
+#[inline(always)]
+pub fn add_target(tgid: u32, target: &Target) -> bool {
+    target_ptr(tgid).is_none() && TARGETS.insert(tgid, *target, NO_EXIST).is_ok()
+}
+
+/// Watches a process no longer that [`add_target`] has added.
+#[inline(always)]
+pub fn remove_target(tgid: u32) {
+    // Failing means that it is not watched.
+    let _ = TARGETS.remove(tgid);
+}
+
+/// How often rows were taken back.
+#[inline(always)]
+pub fn generation() -> u64 {
+    // SAFETY: an aligned word of a map value.
+    GENERATION.get_ptr(0).map_or(0, |generation| unsafe { generation.read_volatile() })
 }
 
 /// Counts a return. One may be lost to another thread that comes in between, which is no matter: what is made of it is an estimate.

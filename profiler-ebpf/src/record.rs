@@ -11,8 +11,8 @@ use profiler_common::{
 
 use crate::{
     counters::{add, count},
-    inflight::NO_EXIST,
-    maps::{LIVE, OVERFLOWS, TOTALS},
+    maps::{LIVE, NO_EXIST, OVERFLOWS, TOTALS},
+    remember::{self, ThreadWalks},
     send::{send_miss, send_stack},
     unwind::Stack,
 };
@@ -33,11 +33,18 @@ const EEXIST: i32 = 17;
 /// under an id of its own, which user space will know the stack of. Where `TOTALS` is full the stack is
 /// [`OVERFLOW_STACK`].
 #[inline(always)]
-pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, block: LiveBlock, target: &Target) -> u64 {
+pub fn announce(
+    ctx: &ProbeContext,
+    pid_tgid: u64,
+    regs: Regs,
+    block: LiveBlock,
+    target: &Target,
+    walks: ThreadWalks,
+) -> u64 {
     let tgid = (pid_tgid >> 32) as u32;
     let mut stack = Stack::new(regs, tgid, target);
     #[cfg(not(feature = "kernel-walk"))]
-    let walked = crate::unwind::walk(&mut stack);
+    let walked = remember::walk(&mut stack, walks);
     #[cfg(feature = "kernel-walk")]
     let walked = crate::kernel_walk::walk(ctx, &mut stack);
     // Of a call that is kept it is known what is part of it; of one that is not, only the stack tells.
@@ -53,6 +60,9 @@ pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, block: LiveBlock,
         }
     }
     let key = TotalsKey::of(stack.owner(), &block.on_stack(id));
+    if walked.is_announced(key) {
+        return id;
+    }
     let totals = match TOTALS.get_ptr_mut(key) {
         Some(totals) => totals,
         None => {
@@ -68,6 +78,7 @@ pub fn announce(ctx: &ProbeContext, pid_tgid: u64, regs: Regs, block: LiveBlock,
     };
     // SAFETY: an aligned word of a map value; whoever else writes it writes 1.
     if unsafe { (&raw const (*totals).sent).read_volatile() } != 0 {
+        remember::announced(walks, &walked, key);
         return id;
     }
     if walked.misses_row() || send_stack(id, &stack) {

@@ -104,7 +104,7 @@ unsafe extern "C" fn transcribe_frame<const FRAMES: usize>(index: u64, transcrip
     let frame = transcript.walk.frame;
     // SAFETY: `pcs` has FRAMES words.
     unsafe { transcript.pcs.add(index as usize).write(frame.pc) };
-    let goes_on = transcript.walk.advance();
+    let goes_on = transcript.walk.advance(&UserMemory);
     if index + 1 >= transcript.limit {
         // What is sent is the last frame that was written, whatever lies above it.
         transcript.walk.frame = frame;

@@ -8,9 +8,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_loop};
 use profiler_common::{
     counters::Counter,
-    heap::RowKey,
+    heap::{RowKey, TotalsKey},
     target::{Target, is_hijacked},
-    unwind::{CachedRow, Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd},
+    unwind::{
+        CachedRow, Frame, Nesting, ReadMemory, Regs, Row, StackHash, WalkEnd,
+        remembered::{Come, WALKS as REMEMBERED},
+    },
 };
 
 use crate::{
@@ -28,7 +31,7 @@ pub struct Stack {
     pub tgid: u32,
     pub epoch: u32,
     /// Which program of the process it is of.
-    image: u32,
+    pub image: u32,
     /// The most frames to walk.
     depth: u16,
     /// 1 where the stack is to be sent with its memory.
@@ -64,17 +67,30 @@ impl Stack {
 #[repr(C)]
 pub struct Walked {
     hash: StackHash,
+    /// Under what it is known to user space; 0 for nothing.
+    announced: u64,
     /// The [`WalkEnd`].
-    end: u32,
+    end: u16,
     /// 1 where it led through a function that allocates and is probed.
-    is_of_allocator: u32,
+    is_of_allocator: u16,
+    /// Where it is remembered, if it is.
+    place: u32,
 }
 
 impl Walked {
     /// What a walk has come to that has not begun.
     #[inline(always)]
     pub const fn nowhere(stack: &Stack) -> Self {
-        Self { hash: StackHash::new(stack.epoch), end: WalkEnd::Cut as u32, is_of_allocator: 0 }
+        let hash = StackHash::new(stack.epoch);
+        Self { hash, announced: 0, end: WalkEnd::Cut as u16, is_of_allocator: 0, place: REMEMBERED as u32 }
+    }
+
+    /// Takes in what a walk of a stack has come to.
+    #[inline(always)]
+    pub const fn come(&mut self, stack: &mut Stack, come: Come, place: u32, announced: u64) {
+        let Come { hash, sp, depth, end, is_of_allocator } = come;
+        (stack.walked, stack.walked_sp) = (depth, sp);
+        *self = Self { hash, announced, end, is_of_allocator, place };
     }
 
     /// What somebody else's walk has come to, under an id of theirs.
@@ -82,13 +98,13 @@ impl Walked {
     #[inline(always)]
     pub const fn known(stack: &Stack, id: u64) -> Self {
         let Self { hash, .. } = Self::nowhere(stack);
-        Self { hash: hash.push(id), end: WalkEnd::Whole as u32, is_of_allocator: 0 }
+        Self { hash: hash.push(id), end: WalkEnd::Whole as u16, ..Self::nowhere(stack) }
     }
 
     /// Whether the walk stopped for want of a row.
     #[inline(always)]
     pub const fn misses_row(&self) -> bool {
-        self.end == WalkEnd::MissingRow as u32
+        self.end == WalkEnd::MissingRow as u16
     }
 
     /// Whether it led through a function that allocates and is probed.
@@ -97,10 +113,22 @@ impl Walked {
         self.is_of_allocator != 0
     }
 
+    /// Where it is remembered; a place that is none where it is not.
+    #[inline(always)]
+    pub const fn place(&self) -> u32 {
+        self.place
+    }
+
+    /// Whether it is known that user space knows it under a key.
+    #[inline(always)]
+    pub const fn is_announced(&self, key: TotalsKey) -> bool {
+        self.announced == key.without_stack()
+    }
+
     /// The hash of the stack.
     #[inline(always)]
     pub fn hash(&self) -> u64 {
-        self.hash.finish(WalkEnd::from_raw(self.end).unwrap_or(WalkEnd::UnknownRow))
+        self.hash.finish(WalkEnd::from_raw(self.end as u32).unwrap_or(WalkEnd::UnknownRow))
     }
 
     /// An id for this one walk, which no other has: not its hash, because what lies above is not known.
@@ -133,21 +161,28 @@ impl Walk {
     #[inline(always)]
     pub const fn new(stack: &Stack) -> Self {
         let Stack { regs, tgid, epoch, .. } = *stack;
-        // No stack has as many frames, but half of what fits the field.
-        let frame = Frame::new_unless(stack.depth() >> 15, regs);
+        // No stack has as many frames, but a quarter of what fits the field.
+        let frame = Frame::new_unless(stack.depth() >> 14, regs);
         // Cut is what is left when the loop runs out of frames.
         let end = WalkEnd::Cut as u16;
         Self { frame, hash: StackHash::new(epoch), tgid, epoch, depth: 0, end, is_of_allocator: 0 }
     }
 
+    /// What it has come to.
+    #[inline(always)]
+    pub const fn come(&self) -> Come {
+        let Self { hash, depth, end, is_of_allocator, .. } = *self;
+        Come { hash, sp: self.frame.sp, depth, end, is_of_allocator }
+    }
+
     /// Takes the frame at hand into the hash and goes on to its caller; false at the end.
     #[inline(always)]
-    pub fn advance(&mut self) -> bool {
+    pub fn advance(&mut self, memory: &impl ReadMemory) -> bool {
         self.hash = self.hash.push(self.frame.pc);
         self.depth += 1;
         let row = row(self.tgid, self.epoch, self.frame.pc);
         self.is_of_allocator |= row.is_of_allocator() as u16;
-        match self.frame.caller(row, &UserMemory) {
+        match self.frame.caller(row, memory) {
             Ok(caller) => {
                 self.frame = caller;
                 true
@@ -206,8 +241,7 @@ extern "C" fn walk_stack(stack: *mut Stack, walked: *mut Walked) -> u64 {
     let mut walk = Walk::new(stack);
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
     unsafe { bpf_loop(stack.depth(), walk_frame as *mut c_void, (&raw mut walk).cast(), 0) };
-    (stack.walked, stack.walked_sp) = (walk.depth, walk.frame.sp);
-    *walked = Walked { hash: walk.hash, end: walk.end.into(), is_of_allocator: walk.is_of_allocator.into() };
+    walked.come(stack, walk.come(), REMEMBERED as u32, 0);
     0
 }
 
@@ -215,7 +249,7 @@ extern "C" fn walk_stack(stack: *mut Stack, walked: *mut Walked) -> u64 {
 unsafe extern "C" fn walk_frame(_index: u64, walk: *mut c_void) -> i64 {
     // SAFETY: `walk_stack` passes a `Walk` of its own.
     let walk = unsafe { &mut *walk.cast::<Walk>() };
-    i64::from(!walk.advance())
+    i64::from(!walk.advance(&UserMemory))
 }
 
 /// A question about nesting, with what it takes to find rows.

@@ -19,6 +19,8 @@ pub struct Frame {
 /// What is known of a frame's rbp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FramePointer {
+    /// Its value, which is that of the frame that the walk began with.
+    First(u64),
     /// Its value.
     Is(u64),
     /// Where it was saved.
@@ -29,15 +31,20 @@ impl Frame {
     /// The frame that has these registers.
     #[inline(always)]
     pub const fn new(regs: Regs) -> Self {
-        Self { pc: regs.pc, sp: regs.sp, fp: FramePointer::Is(regs.fp) }
+        Self { pc: regs.pc, sp: regs.sp, fp: FramePointer::First(regs.fp) }
     }
 
-    /// The same, for a verifier that must not know that rbp is there: kernels before 6.7 look at a loop's body once, and take
-    /// for constant what is constant where the loop begins. `never` is 0.
+    /// The same, for a verifier that must not know what is known of rbp: kernels before 6.7 look at a loop's body once, and take
+    /// for constant what is constant where the loop begins. `never` is 0, of which it must not know more than that it may be
+    /// 1 or 2.
     #[inline(always)]
     pub const fn new_unless(never: u32, regs: Regs) -> Self {
         let Regs { pc, sp, fp } = regs;
-        let fp = if never == 0 { FramePointer::Is(fp) } else { FramePointer::SavedAt(fp) };
+        let fp = match never {
+            0 => FramePointer::First(fp),
+            1 => FramePointer::SavedAt(fp),
+            _ => FramePointer::Is(fp),
+        };
         Self { pc, sp, fp }
     }
 
@@ -45,6 +52,10 @@ impl Frame {
     #[inline(always)]
     pub fn fp(&self, memory: &impl ReadMemory) -> Result<u64, WalkEnd> {
         match self.fp {
+            FramePointer::First(fp) => {
+                memory.note_first_fp();
+                Ok(fp)
+            }
             FramePointer::Is(fp) => Ok(fp),
             FramePointer::SavedAt(address) => memory.read_word(address).ok_or(WalkEnd::Unreadable),
         }

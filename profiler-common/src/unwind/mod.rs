@@ -12,6 +12,8 @@ mod hash;
 
 mod cache;
 
+pub mod remembered;
+
 pub use row::{FpRule, Kind, Row};
 
 pub use frame::Frame;
@@ -43,6 +45,10 @@ pub trait ReadMemory {
 
     /// The two words at `address`, or `None` where they cannot be read.
     fn read_pair(&self, address: u64) -> Option<[u64; 2]>;
+
+    /// Hears that the rbp that the walk began with is asked for.
+    #[inline(always)]
+    fn note_first_fp(&self) {}
 }
 
 /// How a walk ended.

@@ -97,7 +97,7 @@ const LEAST_RING_BYTES: u64 = 4 << 20;
 const QUIET_RING_BYTES: u64 = 8 << 20;
 
 /// What there is whatever is recorded: heaptap itself with the names of what it records (45 MiB), and the maps whose size is
-/// fixed (rows with their cache, calls that are under way, thresholds).
+/// fixed (rows with their cache, threads with the walks that are remembered of them, thresholds).
 const FIXED_BYTES: u64 = 96 << 20;
 
 /// What a live block takes: an entry's slot of 96, and its part of a bucket array, which has a power of two of buckets of 16.

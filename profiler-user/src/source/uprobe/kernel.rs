@@ -19,8 +19,8 @@ use aya_log::EbpfLogger;
 use profiler_common::{
     counters::Counters,
     heap::{RowKey, Totals, TotalsKey},
-    target::Target,
-    unwind::{CachedRow, Row},
+    target::{Home, Target},
+    unwind::{CachedRow, Row, WalkEnd},
 };
 
 use super::{
@@ -143,8 +143,12 @@ pub(super) struct Kernel {
     pub(super) sampling: Sampling,
 }
 
-/// The map that says which processes are watched.
-pub(super) struct Targets(HashMap<MapData, u32, Target>);
+/// The maps that say which processes are watched.
+pub(super) struct Targets {
+    /// The first one; it stays the one whose place this is.
+    home: Array<MapData, Home>,
+    others: HashMap<MapData, u32, Target>,
+}
 
 impl Targets {
     /// Begins to watch a process, of whose stacks `depth` frames are kept; with `is_witnessed` each new one is sent with
@@ -160,20 +164,42 @@ impl Targets {
     ) -> Result<(), KernelError> {
         let target =
             Target { depth, is_witnessed: is_witnessed.into(), follows: follows.into(), ..Target::default() };
-        self.0.insert(pid, target, 0).map_err(map_refused("TARGETS"))
+        if self.home().tgid != 0 {
+            return self.others.insert(pid, target, 0).map_err(map_refused("TARGETS"));
+        }
+        // Whose it is comes when the rest is there, for the programs read it meanwhile.
+        for tgid in [0, pid] {
+            let home = Home { target, tgid, nothing: 0 };
+            self.home.set(0, home, 0).map_err(map_refused("HOME"))?;
+        }
+        Ok(())
     }
 
     /// How often a process has replaced its program; `None` where it is not watched.
     pub(super) fn image(&self, pid: u32) -> Option<u32> {
-        self.0.get(&pid, 0).ok().map(|target| target.image)
+        let Home { target, tgid, .. } = self.home();
+        if tgid == pid {
+            return Some(target.image);
+        }
+        self.others.get(&pid, 0).ok().map(|target| target.image)
     }
 
     /// Watches a process no longer; gives how often it has replaced its program, if it was watched.
     pub(super) fn remove(&mut self, pid: u32) -> Option<u32> {
         let image = self.image(pid);
-        // Failing means that it is not watched.
-        let _ = self.0.remove(&pid);
+        if self.home().tgid == pid {
+            // Failing is not possible where there is such a value.
+            let _ = self.home.set(0, Home::default(), 0);
+        } else {
+            // Failing means that it is not watched.
+            let _ = self.others.remove(&pid);
+        }
         image
+    }
+
+    fn home(&self) -> Home {
+        // Failing is not possible where there is such a value.
+        self.home.get(&0, 0).unwrap_or_default()
     }
 }
 
@@ -181,6 +207,9 @@ impl Targets {
 pub(super) struct Teaching {
     rows: HashMap<MapData, RowKey, u64>,
     cache: Array<MapData, CachedRow>,
+    generation: Array<MapData, u64>,
+    /// How often rows were taken back that stacks may have been walked by.
+    generations: u64,
     trampolines: HashMap<MapData, u32, u64>,
     code_gone: RawTracePoint,
 }
@@ -200,7 +229,18 @@ impl Teaching {
         }
     }
 
-    /// Takes a row back.
+    /// Has the kernel side ask for a row again, in an epoch that goes on. What was walked by it is no longer taken for known.
+    pub(super) fn unlearn_row(&mut self, pid: u32, epoch: u32, pc: u64) {
+        // In the place of the row that may be kept in a second place.
+        self.insert_row(pid, epoch, pc, Row::stop(WalkEnd::MissingRow));
+        // Behind that: a walk that was told the row has begun before, and is of an earlier generation.
+        self.generations += 1;
+        if let Err(error) = self.generation.set(0, self.generations, 0) {
+            tracing::warn!(%error, "stacks may be taken for those of before");
+        }
+    }
+
+    /// Takes a row back, of an epoch that is over.
     pub(super) fn remove_row(&mut self, pid: u32, epoch: u32, pc: u64) {
         // Failing means that it was never taken.
         let _ = self.rows.remove(&RowKey { pc, tgid: pid, epoch });
@@ -323,9 +363,9 @@ impl Kernel {
             None
         };
         let rings = Rings { events: map(&mut ebpf, "EVENTS")?, log };
-        let targets = Targets(map(&mut ebpf, "TARGETS")?);
+        let targets = Targets { home: map(&mut ebpf, "HOME")?, others: map(&mut ebpf, "TARGETS")? };
         let (rows, cache) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "ROW_CACHE")?);
-        let trampolines = map(&mut ebpf, "TRAMPOLINES")?;
+        let (trampolines, generation) = (map(&mut ebpf, "TRAMPOLINES")?, map(&mut ebpf, "GENERATION")?);
         let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
         let overflows = map(&mut ebpf, "OVERFLOWS")?;
         let sampling = Sampling::new(map(&mut ebpf, "RATE")?, map(&mut ebpf, "THRESHOLDS")?);
@@ -337,7 +377,8 @@ impl Kernel {
                 .map_err(|source| refused(name, source))
         };
         let [code_gone, sweep] = ["code_gone", SWEEP].map(&mut handle);
-        let teaching = Teaching { rows, cache, trampolines, code_gone: code_gone? };
+        let teaching =
+            Teaching { rows, cache, generation, generations: 0, trampolines, code_gone: code_gone? };
         let kernel = Self {
             programs: Mutex::new(ebpf),
             multi: multi.map(Arc::new),

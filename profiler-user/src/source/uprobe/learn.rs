@@ -228,8 +228,7 @@ impl Learner {
         if self.taught.remove(pc)
             && let Some(epoch) = self.epoch
         {
-            // In the place of the row that may be kept in a second place.
-            self.teaching().insert_row(self.pid, epoch, pc, Row::stop(WalkEnd::MissingRow));
+            self.teaching().unlearn_row(self.pid, epoch, pc);
         }
     }
 

@@ -1,0 +1,170 @@
+//! Walks that are not made again: see [`profiler_common::unwind::remembered`] for why they need not be.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::generated::{bpf_loop, bpf_probe_read_user},
+};
+use profiler_common::{
+    heap::TotalsKey,
+    thread::Thread,
+    unwind::{
+        Regs,
+        remembered::{Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, Words, place},
+    },
+};
+
+use crate::{
+    maps::{self, NO_EXIST, WALKS, WalksWords},
+    memory::UserMemory,
+    unwind::{self, Stack, Walk, Walked},
+};
+
+/// The walks that are remembered of the thread at hand, if any are.
+pub type ThreadWalks = Option<*mut Walks>;
+
+/// Nothing remembered. Not on the stack, where there is no room for it.
+#[unsafe(no_mangle)]
+static NO_WALKS: WalksWords = [0; size_of::<Walks>() / 8];
+
+/// How many stacks of a thread are walked before any is remembered: a thread that allocates less is not worth the memory.
+const FIRST_WALKS: u32 = 64;
+
+/// The walks that are remembered of a thread.
+#[inline(always)]
+pub fn of_thread(pid_tgid: u64, thread: *mut Thread) -> ThreadWalks {
+    if let Some(walks) = WALKS.get_ptr_mut(pid_tgid) {
+        return Some(walks.cast());
+    }
+    // SAFETY: a word of a map value, which only this thread writes.
+    let made = unsafe {
+        let made = (*thread).walks.wrapping_add(1);
+        (*thread).walks = made;
+        made
+    };
+    // Where there is no room now, there may be some after as many again.
+    if made % FIRST_WALKS == 0 {
+        let nothing: &WalksWords = &NO_WALKS;
+        let _ = WALKS.insert(pid_tgid, nothing, NO_EXIST);
+    }
+    None
+}
+
+/// Registers as the caller of an allocator function has them once it gets its result, given those at the function's entry;
+/// `None` where the return address cannot be read. What the next walk may be known by is read along with it.
+#[inline(always)]
+pub fn caller(walks: ThreadWalks, regs: &pt_regs) -> Option<Regs> {
+    let Some(walks) = walks else {
+        return unwind::caller(regs.rsp, regs.rbp);
+    };
+    // SAFETY: a word of a map value, which only this thread writes.
+    let length = unsafe { (&raw const (*walks).length).read_volatile() };
+    if !read_window(walks, length, regs.rsp) {
+        // The stack may end above. Nothing is in the window now; the kernel has written zeros.
+        // SAFETY: as above.
+        unsafe { (*walks).length = 0 };
+    }
+    // SAFETY: as above.
+    match unsafe { (*walks).window[0] } {
+        0 => unwind::caller(regs.rsp, regs.rbp),
+        pc => Some(Regs { pc, sp: regs.rsp.wrapping_add(8), fp: regs.rbp }),
+    }
+}
+
+/// Reads so many words of the stack into the window; false where they cannot be read.
+#[inline(always)]
+fn read_window(walks: *mut Walks, length: u64, from: u64) -> bool {
+    let length = length.clamp(1, WINDOW_WORDS as u64);
+    // SAFETY: the window has so many words; the helper checks the address in the target.
+    unsafe {
+        let window = (&raw mut (*walks).window).cast::<c_void>();
+        bpf_probe_read_user(window, (length * 8) as u32, from as *const c_void) == 0
+    }
+}
+
+/// Walks a stack, or finds that this was done before. The window has what was read along with the stack's leaf.
+#[cfg(not(feature = "kernel-walk"))]
+#[inline(always)]
+pub fn walk(stack: &mut Stack, walks: ThreadWalks) -> Walked {
+    let Some(walks) = walks else {
+        return unwind::walk(stack);
+    };
+    let mut walked = Walked::nowhere(stack);
+    recall(walks, stack, &raw mut walked);
+    walked
+}
+
+#[cfg(not(feature = "kernel-walk"))]
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) -> u64 {
+    if walks.is_null() {
+        return 0;
+    }
+    // SAFETY: `walk` passes what it has.
+    let (Some(stack), Some(walked)) = (unsafe { stack.as_mut() }, unsafe { walked.as_mut() }) else {
+        return 0;
+    };
+    let knowledge = Knowledge { epoch: stack.epoch, image: stack.image, generation: maps::generation() };
+    let regs = stack.regs;
+    let place = place(regs);
+    // SAFETY: only this thread's programs write this, one after the other.
+    let (length, window, remembered) =
+        unsafe { ((*walks).length, &(*walks).window, (*walks).walks.get(place as usize)) };
+    let Some(remembered) = remembered else { return 0 };
+    let begin = regs.sp.wrapping_sub(8);
+    if remembered.began_with(regs, knowledge) {
+        let needed = u64::from(remembered.length());
+        let is_read = needed <= length || {
+            // SAFETY: as above.
+            unsafe { (*walks).length = needed };
+            read_window(walks, needed, begin)
+        };
+        if is_read && remembered.finds_the_same_in(window) {
+            // Not at once as little as this one needs: where two take turns, the longer one is read at once as well.
+            // SAFETY: as above.
+            unsafe { (*walks).length -= ((*walks).length - needed) / 8 };
+            let come = remembered.come();
+            walked.come(stack, come, place, remembered.announced());
+            return 0;
+        }
+    }
+    let mut noted = NotedWalk { walk: Walk::new(stack), words: remembered.begin(), begin };
+    // SAFETY: the callback has the signature that the helper asks for, and `noted` outlives the call.
+    unsafe { bpf_loop(stack.depth(), walk_frame as *mut c_void, (&raw mut noted).cast(), 0) };
+    let come = noted.walk.come();
+    let place = if remembered.finish(regs, knowledge, come) { place } else { REMEMBERED as u32 };
+    walked.come(stack, come, place, 0);
+    0
+}
+
+/// A walk that is under way, and where it notes what it reads.
+#[cfg(not(feature = "kernel-walk"))]
+#[repr(C)]
+struct NotedWalk {
+    walk: Walk,
+    words: *const Words,
+    begin: u64,
+}
+
+#[cfg(not(feature = "kernel-walk"))]
+unsafe extern "C" fn walk_frame(_index: u64, noted: *mut c_void) -> i64 {
+    // SAFETY: `recall` passes a `NotedWalk` of its own.
+    let noted = unsafe { &mut *noted.cast::<NotedWalk>() };
+    // SAFETY: the words outlive it.
+    let words = unsafe { &*noted.words };
+    let memory = Noting { memory: UserMemory, begin: noted.begin, words };
+    i64::from(!noted.walk.advance(&memory))
+}
+
+/// Takes note that the stack that was walked is known to user space under a key.
+#[inline(always)]
+pub fn announced(walks: ThreadWalks, walked: &Walked, key: TotalsKey) {
+    if let Some(walks) = walks
+        // SAFETY: only this thread's programs write this, one after the other.
+        && let Some(remembered) = unsafe { (*walks).walks.get(walked.place() as usize) }
+    {
+        remembered.announce(key.without_stack());
+    }
+}
