@@ -116,6 +116,9 @@ impl Outcome {
 #[repr(transparent)]
 pub struct Convention(u64);
 
+/// The cookie of a function that frees, where one program sees both kinds: no [`Outcome`] has this number.
+pub const FREES: u64 = 15 << 16;
+
 const BY_RET: u64 = 1 << 32;
 
 const JUMPS: u64 = 1 << 33;
@@ -317,6 +320,7 @@ mod tests {
         }
         assert_eq!(convention.with_state_at(1 << 29), None);
         assert!(!Outcome::is_mapping(convention.outcome()));
+        assert!(Convention::from_cookie(FREES).outcome() > Outcome::Broke as u64);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use profiler_common::{
-    call::{Convention, InFlight, Outcome, array_bytes},
+    call::{Convention, FREES, InFlight, Outcome, array_bytes},
     counters::Counter,
     heap::{LiveBlock, NESTED_STACK, UNLEARNED_STACK},
     sampling::NOT_KEPT,
@@ -47,12 +47,15 @@ fn keep_kernel_stack(ctx: &impl EbpfContext, target: &Target) {
 /// Entry of a function that allocates; the cookie is its [`Convention`].
 #[uprobe]
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
-    enter(&ctx);
+    // SAFETY: the helper takes the context as it is.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    enter(&ctx, cookie);
     0
 }
 
 /// Entry and return of a function that allocates and does not throw, where the kernel lets one program see both; the cookie is its
-/// [`Convention`]. A call from whose entry it comes away with 1 has no return trap.
+/// [`Convention`]. A call from whose entry it comes away with 1 has no return trap. Also the entry of a function that frees, with
+/// [`FREES`]: much of what the kernel has to prove of either is the same.
 ///
 /// In the section by hand: what the macro makes always comes away with 0.
 #[unsafe(no_mangle)]
@@ -63,7 +66,13 @@ extern "C" fn alloc_call(ctx: *mut c_void) -> u32 {
     let regs = unsafe { &*ctx.regs };
     // SAFETY: the helper takes the context as it is.
     let probe = unsafe { bpf_get_func_ip(ctx.as_ptr()) };
-    let skips = if regs.rip == probe { begin(&ctx) } else { see_return(&ctx) };
+    let skips = if regs.rip != probe {
+        see_return(&ctx)
+    } else {
+        // SAFETY: as above.
+        let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+        if cookie == FREES { see_free(&ctx) } else { begin(&ctx, cookie) }
+    };
     // Nothing else may be given, and what a function gives is unknown to the verifier where it may make a tail call.
     black_box(skips) & 1
 }
@@ -77,6 +86,13 @@ fn see_return(ctx: &ProbeContext) -> u32 {
     0
 }
 
+/// The same for functions that free.
+#[inline(never)]
+fn see_free(ctx: &ProbeContext) -> u32 {
+    release::free(ctx);
+    1
+}
+
 /// A place of which it is only to be known what it costs to be stopped there.
 #[uprobe]
 pub fn nothing(_ctx: ProbeContext) -> u32 {
@@ -85,13 +101,13 @@ pub fn nothing(_ctx: ProbeContext) -> u32 {
 
 /// The same for entries.
 #[inline(never)]
-fn begin(ctx: &ProbeContext) -> u32 {
-    u32::from(!enter(ctx))
+fn begin(ctx: &ProbeContext, cookie: u64) -> u32 {
+    u32::from(!enter(ctx, cookie))
 }
 
-/// Begins to follow a call; false where its return says nothing.
+/// Begins to follow a call, of a function with this cookie; false where its return says nothing.
 #[inline(always)]
-fn enter(ctx: &ProbeContext) -> bool {
+fn enter(ctx: &ProbeContext, cookie: u64) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = target(ctx, tgid) else {
@@ -103,7 +119,7 @@ fn enter(ctx: &ProbeContext) -> bool {
     if inflight::is_nested(ctx, thread, pid_tgid, regs, &target) {
         return false;
     }
-    let wanted = Wanted::of(ctx, regs);
+    let wanted = Wanted::of(cookie, regs);
     let rate = sampling::rate_of(wanted.size_bytes);
     // The old block leaves now, since its address may be given to another thread before the return.
     let owner = target.owner(tgid);
@@ -172,9 +188,8 @@ struct Wanted {
 impl Wanted {
     /// What the registers at the function's entry say.
     #[inline(always)]
-    fn of(ctx: &ProbeContext, regs: &pt_regs) -> Self {
-        // SAFETY: the helper takes the context as it is.
-        let convention = Convention::from_cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    fn of(cookie: u64, regs: &pt_regs) -> Self {
+        let convention = Convention::from_cookie(cookie);
         let arguments = Arguments::of(regs);
         let mut size_bytes = arguments.get(convention.size_argument());
         let count = convention.count_argument();

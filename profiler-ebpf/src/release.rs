@@ -21,15 +21,22 @@ use crate::{
 /// Entry of free and cfree.
 #[uprobe]
 pub fn free_enter(ctx: ProbeContext) -> u32 {
+    free(&ctx);
+    0
+}
+
+/// Takes the block that is freed here off the bytes in use.
+#[inline(always)]
+pub fn free(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = entry::target(&ctx, tgid) else {
-        return 0;
+    let Some(target) = entry::target(ctx, tgid) else {
+        return;
     };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
     if regs.rdi == 0 {
-        return 0;
+        return;
     }
     let owner = target.owner(tgid);
     match take(owner, regs.rdi) {
@@ -40,7 +47,6 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
         None if inflight::is_free_nested(pid_tgid, regs, &target) => {}
         None => count(tgid, Counter::UnknownFrees, 1),
     }
-    0
 }
 
 /// Entry of a function that makes the numbers fall short in a way that is counted; the cookie is the counter's number.

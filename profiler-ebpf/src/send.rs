@@ -18,6 +18,10 @@ use crate::{
     unwind::Stack,
 };
 
+/// 1 where some process's stacks are to be sent with their memory: otherwise the kernel need not look at what does so.
+#[unsafe(no_mangle)]
+static MAY_BE_WITNESSED: u8 = 1;
+
 /// Sends the frames of a stack under the hash `id`; false when the ring buffer is full.
 #[inline(always)]
 pub fn send_stack(id: u64, stack: &Stack) -> bool {
@@ -29,7 +33,9 @@ pub fn send_stack(id: u64, stack: &Stack) -> bool {
 extern "C" fn send_frames(id: u64, stack: *const Stack) -> u64 {
     // SAFETY: `send_stack` passes a stack of its own.
     let Some(stack) = (unsafe { stack.as_ref() }) else { return 0 };
-    u64::from(if stack.is_witnessed != 0 {
+    // SAFETY: a constant of the object, which the loader has set.
+    let may_be_witnessed = unsafe { (&raw const MAY_BE_WITNESSED).read_volatile() } != 0;
+    u64::from(if may_be_witnessed && stack.is_witnessed != 0 {
         send_copied(EventKind::Witness, id, stack, stack_end(stack.regs.sp))
     } else if stack.walked as usize <= FEW_FRAMES {
         send_stack_of::<FEW_FRAMES>(id, stack)

@@ -33,15 +33,19 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// How long a process is looked at.
-    const LOOK: Duration = Duration::from_millis(10);
+    /// How long a process is looked at, at most, and how often.
+    const LOOK: Duration = Duration::from_millis(1);
+    const LOOKS: u32 = 10;
 
     /// A process that runs already.
     pub fn running(process: &Process) -> Self {
         let mut activity = Activity::of(process.pid());
         activity.look();
-        std::thread::sleep(Self::LOOK);
-        Self { rss_bytes: process.rss_bytes(), is_asleep: !activity.look() }
+        let is_awake = (0..Self::LOOKS).any(|_| {
+            std::thread::sleep(Self::LOOK);
+            activity.look()
+        });
+        Self { rss_bytes: process.rss_bytes(), is_asleep: !is_awake }
     }
 
     /// A program that has yet to begin.

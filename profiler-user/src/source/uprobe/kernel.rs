@@ -102,14 +102,15 @@ pub(super) const RETURNS: &str = "alloc_return";
 /// That of them which is attached to `ret` instructions, which are single-stepped.
 pub(super) const STEPPED: &str = "alloc_ret";
 
-/// The program that is attached to functions that allocate, and sees their returns as well.
+/// The program that is attached to functions that allocate, and sees their returns as well, and to those that free.
 pub(super) const CALL: &str = "alloc_call";
 
 /// The program that is attached to functions that free.
 pub(super) const FREE: &str = "free_enter";
 
-/// The programs that most processes need, of those that are attached to many places at once.
-const MOSTLY: [&str; 2] = [FREE, "loader_change"];
+/// The programs that most processes need, of those that are attached to many places at once, where one program can see both entries and
+/// returns, and where none can. The largest come first.
+const MOSTLY: [&[&str]; 2] = [&[CALL, "loader_change"], &["alloc_enter", RETURNS, FREE, "loader_change"]];
 
 /// What is attached to new threads where children are not followed, and probes are of a kind that stays in them.
 const STAYING: (&str, &str) = ("child_made", "task_newtask");
@@ -283,16 +284,10 @@ fn load_programs(
     }
     thread::scope(|scope| {
         let mut loading = Vec::new();
-        // The largest first.
-        let call = if multi.is_some_and(Multi::has_sessions) {
-            [CALL].as_slice()
-        } else {
-            &["alloc_enter", RETURNS]
-        };
         if let Some(multi) = multi {
-            loading.extend(
-                call.iter().chain(&MOSTLY).map(|name| scope.spawn(move || multi.load(name).map(drop))),
-            );
+            let [with_sessions, without] = MOSTLY;
+            let mostly = if multi.has_sessions() { with_sessions } else { without };
+            loading.extend(mostly.iter().map(|name| scope.spawn(move || multi.load(name).map(drop))));
         }
         for (name, program) in ebpf.programs_mut() {
             let Some(name) = names.iter().copied().find(|wanted| *wanted == name) else { continue };
@@ -324,12 +319,13 @@ pub(super) struct Rings {
 }
 
 impl Kernel {
-    /// Loads the programs of an ELF file; nothing fires yet. `diagnostics` lets them write a log, and with `follows_children`
-    /// those are loaded that do so.
+    /// Loads the programs of an ELF file; nothing fires yet. `diagnostics` lets them write a log, `may_be_witnessed` lets stacks be sent
+    /// with their memory, and with `follows_children` those are loaded that do so.
     pub(super) fn load(
         object: &[u8],
         capacities: &Capacities,
         diagnostics: bool,
+        may_be_witnessed: bool,
         follows_children: bool,
     ) -> Result<(Self, Targets, Teaching, Rings), KernelError> {
         // The programs' log statements are behind a constant that the kernel removes them by.
@@ -348,6 +344,7 @@ impl Kernel {
             .map_max_entries("TOTALS", capacities.totals)
             .map_max_entries("EVENTS", capacities.ring_bytes)
             .override_global("AYA_LOG_LEVEL", &level, true)
+            .override_global("MAY_BE_WITNESSED", &u8::from(may_be_witnessed), true)
             .load(object)
             .map_err(|source| KernelError::Load(Box::new(source)))?;
         let first: &mut RawTracePoint = program(&mut ebpf, SWEEP)?;

@@ -189,11 +189,13 @@ impl Recording {
             capture,
         } = options;
         let pid = process.pid();
+        let is_witnessed = capture.is_some();
         // First, for it finds the file system by which the kernel's tracepoints are described.
         let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
         // The kernel looks through the programs while we look through the process's files.
         let (survey, loaded) = thread::scope(|scope| {
-            let loading = scope.spawn(|| Kernel::load(object, &capacities, with_diagnostics, follow_forks));
+            let loading = scope
+                .spawn(|| Kernel::load(object, &capacities, with_diagnostics, is_witnessed, follow_forks));
             let survey = Survey::of(&process, given, with_mappings, capacities.unwind_bytes);
             (survey, loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
@@ -201,7 +203,6 @@ impl Recording {
         let (mut kernel, targets, teaching, rings) = loaded?;
         let labels = findings.labels(&space);
         let targets = Arc::new(Mutex::new(targets));
-        let is_witnessed = capture.is_some();
         let teaching = Arc::new(Mutex::new(teaching));
         let mut learner =
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);

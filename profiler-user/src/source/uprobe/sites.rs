@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use profiler_common::{
-    call::{Convention, Outcome, Shape},
+    call::{Convention, FREES, Outcome, Shape},
     counters::Counter,
 };
 
-use super::kernel::{CALL, RETURNS};
+use super::kernel::{CALL, FREE, RETURNS};
 use crate::target::{
     allocator::Allocator,
     hooks::Back,
@@ -59,7 +59,8 @@ pub(super) fn of_allocators<'found>(
                     Shape::Destroy => ("loss_enter", Counter::DestroyedHeaps as u64),
                     Shape::Unsized => ("loss_enter", Counter::UnsizedAllocations as u64),
                     Shape::Unmap => ("unmap_enter", Convention::default().of_allocator(number).cookie()),
-                    _ => ("free_enter", 0),
+                    _ if has_calls => (CALL, FREES),
+                    _ => (FREE, 0),
                 };
                 add(program, hook.site.offset, cookie);
                 continue;
