@@ -24,7 +24,12 @@ use profiler_common::{
 };
 
 use super::{
-    batch::Table, capacity::Capacities, multi::Multi, run_counts::RunCounts, sampling::Sampling, tracefs,
+    batch::Table,
+    capacity::Capacities,
+    multi::{self, Multi},
+    run_counts::RunCounts,
+    sampling::Sampling,
+    tracefs,
 };
 
 /// Why the kernel side could not be set up.
@@ -298,11 +303,42 @@ fn load_programs(
                 _ => Err(refused(name, ProgramError::UnexpectedProgramType)),
             }));
         }
-        let join = |loading: ScopedJoinHandle<'_, _>| {
-            loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
         loading.into_iter().map(join).collect::<Result<Vec<()>, _>>().map(drop)
     })
+}
+
+/// What a thread has come to.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Makes the maps, and the programs ready to be loaded.
+fn load_object(
+    object: &[u8],
+    capacities: &Capacities,
+    diagnostics: bool,
+    may_be_witnessed: bool,
+    follows_children: bool,
+) -> Result<Ebpf, KernelError> {
+    // The programs' log statements are behind a constant that the kernel removes them by.
+    let level = if diagnostics { log::Level::Debug as u8 } else { 0 };
+    let newtask = if follows_children { Newtask::of_this_kernel()? } else { Newtask::default() };
+    let mut loader = EbpfLoader::new();
+    if follows_children {
+        loader.override_global("NEWTASK_PID_OFFSET", &newtask.pid_offset, true).override_global(
+            "NEWTASK_FLAGS_OFFSET",
+            &newtask.flags_offset,
+            true,
+        );
+    }
+    loader
+        .map_max_entries("LIVE", capacities.live_blocks)
+        .map_max_entries("TOTALS", capacities.totals)
+        .map_max_entries("EVENTS", capacities.ring_bytes)
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .override_global("MAY_BE_WITNESSED", &u8::from(may_be_witnessed), true)
+        .load(object)
+        .map_err(|source| KernelError::Load(Box::new(source)))
 }
 
 /// Loads a program that is attached to functions one by one.
@@ -328,30 +364,20 @@ impl Kernel {
         may_be_witnessed: bool,
         follows_children: bool,
     ) -> Result<(Self, Targets, Teaching, Rings), KernelError> {
-        // The programs' log statements are behind a constant that the kernel removes them by.
-        let level = if diagnostics { log::Level::Debug as u8 } else { 0 };
-        let newtask = if follows_children { Newtask::of_this_kernel()? } else { Newtask::default() };
-        let mut loader = EbpfLoader::new();
-        if follows_children {
-            loader.override_global("NEWTASK_PID_OFFSET", &newtask.pid_offset, true).override_global(
-                "NEWTASK_FLAGS_OFFSET",
-                &newtask.flags_offset,
-                true,
-            );
-        }
-        let mut ebpf = loader
-            .map_max_entries("LIVE", capacities.live_blocks)
-            .map_max_entries("TOTALS", capacities.totals)
-            .map_max_entries("EVENTS", capacities.ring_bytes)
-            .override_global("AYA_LOG_LEVEL", &level, true)
-            .override_global("MAY_BE_WITNESSED", &u8::from(may_be_witnessed), true)
-            .load(object)
-            .map_err(|source| KernelError::Load(Box::new(source)))?;
+        // The same file twice, at the same time: aya keeps to itself what it has read.
+        let (ebpf, parsed) = thread::scope(|scope| {
+            let parsing = scope.spawn(|| if follows_children { Ok(None) } else { multi::parse(object) });
+            let ebpf = load_object(object, capacities, diagnostics, may_be_witnessed, follows_children);
+            (ebpf, join(parsing))
+        });
+        let mut ebpf = ebpf?;
         let first: &mut RawTracePoint = program(&mut ebpf, SWEEP)?;
         first.load().map_err(|source| refused(SWEEP, source))?;
         let run_counts = Arc::new(RunCounts::default());
-        let multi =
-            if follows_children { None } else { Multi::of(object, &mut ebpf, Arc::clone(&run_counts))? };
+        let multi = match parsed? {
+            Some(parsed) => Multi::of(parsed, &ebpf, Arc::clone(&run_counts))?,
+            None => None,
+        };
         load_programs(&mut ebpf, multi.as_ref(), &run_counts, follows_children)?;
         run_counts.set_returns(map(&mut ebpf, "RETURNS")?);
         let log = if diagnostics {

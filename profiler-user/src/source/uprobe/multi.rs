@@ -61,19 +61,23 @@ pub(super) struct Multi {
     run_counts: Arc<RunCounts>,
 }
 
+/// The programs of an ELF file, for [`Multi::of`]; `None` where this kernel has no links that serve.
+pub(super) fn parse(object: &[u8]) -> Result<Option<Object>, KernelError> {
+    if KernelVersion::current().is_ok_and(|version| version < RELIABLE_SINCE) {
+        return Ok(None);
+    }
+    Object::parse(object).map(Some).map_err(|error| KernelError::Object { reason: error.to_string() })
+}
+
 impl Multi {
     /// Those of `object`, which `ebpf` has made the maps of and of which it has loaded a program; `None` where this kernel has no
     /// links that serve. Those that are loaded are added to `run_counts`.
     pub(super) fn of(
-        object: &[u8],
+        mut object: Object,
         ebpf: &Ebpf,
         run_counts: Arc<RunCounts>,
     ) -> Result<Option<Self>, KernelError> {
-        if KernelVersion::current().is_ok_and(|version| version < RELIABLE_SINCE) {
-            return Ok(None);
-        }
         let failed = |error: &dyn std::error::Error| KernelError::Object { reason: error.to_string() };
-        let mut object = Object::parse(object).map_err(|error| failed(&error))?;
         let described = std::mem::take(&mut object.maps);
         let mut maps = HashMap::new();
         let mut referred = Vec::new();
