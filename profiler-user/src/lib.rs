@@ -10,6 +10,8 @@ pub mod target;
 #[cfg(test)]
 mod allocations;
 
+pub mod gate;
+
 pub mod source;
 
 pub mod symbolize;

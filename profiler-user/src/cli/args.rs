@@ -185,6 +185,11 @@ pub struct InspectArgs {
     #[arg(long, value_name = "PID")]
     pub pid: u32,
 
+    /// Also say of each function whether calls could be counted in front of the probe, by code in the process, which instructions a
+    /// jump there would take the place of, and why not.
+    #[arg(long)]
+    pub gate: bool,
+
     /// Where to look for names.
     #[command(flatten)]
     pub symbols: SymbolArgs,

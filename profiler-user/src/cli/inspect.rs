@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::{args::InspectArgs, error::CliError};
+use crate::gate::plan::{self, Obstacle};
 use crate::profile::printable::Printable;
 use crate::target::{
     Process,
@@ -22,13 +23,14 @@ pub(super) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CliErro
     space.refresh(args.pid)?;
     let mut findings = Findings { with_mappings: true, ..Findings::default() };
     allocator::find(&space, &Places::of(args.pid, args.symbols.clone().into()), &mut findings);
-    write(&process, &space, &findings, out).map_err(CliError::Stdout)
+    write(&process, &space, &findings, args.gate, out).map_err(CliError::Stdout)
 }
 
 fn write(
     process: &Process,
     space: &AddressSpace,
     findings: &Findings,
+    with_gates: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let exe = process.exe().to_string_lossy();
@@ -38,6 +40,9 @@ fn write(
     }
     for allocator in &findings.allocators {
         write_allocator(allocator, space, out)?;
+        if with_gates && !allocator.family.gives_mappings {
+            write_gate(allocator, space, out)?;
+        }
     }
     if findings.allocators.iter().all(|allocator| allocator.family.gives_mappings) {
         writeln!(out, "\nno allocator that heaptap knows: nothing would be probed")?;
@@ -103,6 +108,34 @@ fn write_allocator(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Wr
     }
     for (name, reason) in &allocator.unhooked {
         writeln!(out, "  {name:<24} {reason}")?;
+    }
+    Ok(())
+}
+
+/// Whether an allocator could be gated, and where its functions are jumped away from.
+fn write_gate(allocator: &Allocator, space: &AddressSpace, out: &mut dyn Write) -> io::Result<()> {
+    let planned = plan::of(allocator, space);
+    match &planned {
+        Ok(functions) => writeln!(out, "  could be gated: {} functions", functions.len())?,
+        Err(_) => writeln!(out, "  cannot be gated, as not all of its functions can be:")?,
+    }
+    for hook in allocator.hooks.iter().filter(|hook| plan::takes_part(hook.shape)) {
+        let names = hook.names.join(", ");
+        match &hook.cover {
+            Ok(cover) => writeln!(
+                out,
+                "  {names:<24} {:>2} bytes at {:#x}: {}",
+                cover.bytes.len(),
+                cover.offset,
+                cover.text()
+            )?,
+            Err(reason) => writeln!(out, "  {names:<24} not: it {reason}")?,
+        }
+    }
+    for obstacle in planned.err().into_iter().flatten() {
+        if !matches!(obstacle, Obstacle::Function { .. }) {
+            writeln!(out, "  {}", Printable(&obstacle.to_string()))?;
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use profiler_common::call::Shape;
 use super::{
     family::{self, Family},
     functions::{Function, Functions},
+    cover::{self, Cover, Refusal},
     returns::{self, Destination},
     site::{self, Site},
     text::Text,
@@ -25,6 +26,8 @@ pub struct Hook {
     pub back: Back,
     /// Whether it may come back through another function that is probed, to which it jumps.
     pub jumps: bool,
+    /// What a jump into a gate would cover of it.
+    pub cover: Result<Cover, Refusal>,
     /// How far behind the probe the variable lies that the function goes by, in bytes; `None` for most, which go by none.
     pub state_distance: Option<i64>,
 }
@@ -91,6 +94,7 @@ pub(super) fn find(
                     site,
                     back: Back::Unseen,
                     jumps: false,
+                    cover: cover(offset, functions, text),
                     state_distance: None,
                 };
                 hooks.push((offset, hook));
@@ -169,6 +173,15 @@ fn place(
         Some(Place { offset, site, leads_to })
     });
     place.ok_or_else(|| "has no code where its symbol points".to_owned())
+}
+
+/// What a jump into a gate would cover of the function at an offset.
+fn cover(offset: u64, functions: &Functions, text: &mut Text<'_, '_>) -> Result<Cover, Refusal> {
+    /// Larger functions are not looked through for jumps to their own beginning.
+    const MOST_BYTES: u64 = 1 << 20;
+    let function = text.part(offset, MOST_BYTES, functions).map(|part| part.range);
+    let (code, targets) = text.section(offset).ok_or(Refusal::NoCode)?;
+    cover::find(code, offset, function, targets)
 }
 
 /// Where a function comes back, by what is known of where functions end.

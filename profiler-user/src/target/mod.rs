@@ -61,6 +61,8 @@ pub mod functions;
 
 pub mod site;
 
+pub mod cover;
+
 #[cfg(test)]
 mod site_model;
 

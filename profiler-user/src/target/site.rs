@@ -209,7 +209,7 @@ fn changes(facts: &mut InstructionInfoFactory, instruction: &Instruction, kept: 
     changes_register || info.used_memory().iter().any(|used| writes(used.access()))
 }
 
-fn text(instruction: &Instruction) -> String {
+pub(super) fn text(instruction: &Instruction) -> String {
     let mut formatter = IntelFormatter::new();
     let options = formatter.options_mut();
     options.set_branch_leading_zeros(false);

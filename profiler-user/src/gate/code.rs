@@ -1,0 +1,320 @@
+//! The code of gates: from functions and addresses to bytes.
+//!
+//! A gate is entered by a jump from its function, with everything as the caller left it, and uses only registers that a function
+//! may destroy and that hold none of its arguments: rax, r10 and r11 (System V x86-64 psABI, section 3.2.1). Nothing is kept in
+//! memory that another thread, or a handler of signals, could find half done.
+
+mod budget;
+
+mod table;
+
+mod allocate;
+
+mod release;
+
+#[cfg(test)]
+mod scratch;
+
+#[cfg(test)]
+mod tests;
+
+use iced_x86::{
+    BlockEncoderOptions, IcedError,
+    code_asm::{AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, r8, r9, rcx, rdi, rdx, rsi},
+};
+use profiler_common::call::{Convention, Outcome, Shape};
+
+use super::layout::Layout;
+use crate::target::cover::Cover;
+
+/// Why no code was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodeError {
+    /// An instruction cannot be encoded where it would be: what it refers to is too far away.
+    #[error("the gate's code cannot be encoded at {address:#x}")]
+    Encode {
+        /// Where it would be.
+        address: u64,
+        /// What the encoder says.
+        #[source]
+        source: IcedError,
+    },
+    /// A function may throw, and none was named that does the same and does not.
+    #[error("the function at {address:#x} may throw, and has no counterpart that does not")]
+    Throws {
+        /// Where it is.
+        address: u64,
+    },
+    /// There is no gate for functions of this shape.
+    #[error("there is no gate for functions of the shape {shape:?}")]
+    Shape {
+        /// The shape.
+        shape: Shape,
+    },
+}
+
+/// Which budget is a thread's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// That of the processor that it runs on, by `struct rseq`'s cpu_id_start so far behind the thread pointer
+    /// (include/uapi/linux/rseq.h): nearly always its own for a while.
+    OfCpu {
+        /// Where it is, in bytes.
+        offset: i32,
+    },
+    /// One that it may share with others that run at the same time.
+    OfThread,
+}
+
+/// Whether a function may throw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Throws {
+    /// It does not.
+    Never,
+    /// It does where there is no memory; another one, by its place among the functions, is called with one more argument, gives null
+    /// instead, and takes this number of arguments before that one.
+    Unless {
+        /// The place of the other one.
+        counterpart: usize,
+        /// The number of arguments before the one more: 1, or 2 with an alignment.
+        arguments: u8,
+    },
+}
+
+/// A function to be gated.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// How it takes its arguments.
+    pub shape: Shape,
+    /// Where in the process what is covered of it begins.
+    pub address: u64,
+    /// What the jump covers.
+    pub cover: Cover,
+    /// Whether it may jump to another function that is gated, whose call must be seen to be part of this one.
+    pub jumps: bool,
+    /// Whether it may throw.
+    pub throws: Throws,
+}
+
+/// What a gate is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Where the code will be.
+    pub code_address: u64,
+    /// Where the data will be.
+    pub data_address: u64,
+    /// What lies where in the data.
+    pub layout: Layout,
+    /// Which budget is a thread's.
+    pub budget: Budget,
+}
+
+/// What a program is to run at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A call that is in the sample, or that takes a block which is, before anything is done: the stack and the arguments are as the
+    /// caller left them. r11 has what the budget had, or −1 for a call that is not in the sample.
+    Call,
+    /// The same call when it has come back: the stack pointer is as it was, rax has the result.
+    Return,
+    /// A free of a block that is in the sample, or may be.
+    Free,
+}
+
+/// A place at which a program is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The function, by its place.
+    pub function: usize,
+    /// What happens there.
+    pub stop: Stop,
+    /// Where: a `nop` of one byte.
+    pub address: u64,
+}
+
+/// A call in the gate, as those see it who walk the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it returns to.
+    pub return_address: u64,
+    /// How far above the stack pointer, after the return, the word behind the return address of the gate's caller is.
+    pub cfa_offset: i32,
+}
+
+/// The gates of some functions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gates {
+    /// Their code.
+    pub bytes: Vec<u8>,
+    /// Where each function's begins, in their order.
+    pub entries: Vec<u64>,
+    /// Where programs are to run.
+    pub sites: Vec<Site>,
+    /// The calls in them.
+    pub frames: Vec<Frame>,
+}
+
+/// Makes the gates of all functions of an allocator. Blocks that one of them gives another one takes, so that one alone is of no use.
+pub fn assemble(functions: &[Function], setting: &Setting) -> Result<Gates, CodeError> {
+    let failed = |source| CodeError::Encode { address: setting.code_address, source };
+    for function in functions {
+        check(function, functions)?;
+    }
+    let mut writer = Writer::new(setting, functions.len()).map_err(failed)?;
+    for (place, function) in functions.iter().enumerate() {
+        writer.function(place, function).map_err(failed)?;
+    }
+    writer.finish().map_err(failed)
+}
+
+fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
+    if matches!(function.shape, Shape::Free) {
+        return Ok(());
+    }
+    let convention = function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
+    let Some(convention) = convention else { return Err(CodeError::Shape { shape: function.shape }) };
+    let Throws::Unless { counterpart, arguments } = function.throws else { return Ok(()) };
+    let is_there = functions.get(counterpart).is_some_and(|other| {
+        other.throws == Throws::Never && other.shape == function.shape && convention.old_argument() == 0
+    });
+    if is_there && (1..=2).contains(&arguments) {
+        return Ok(());
+    }
+    Err(CodeError::Throws { address: function.address })
+}
+
+/// What is written of gates.
+struct Writer<'setting> {
+    asm: CodeAssembler,
+    setting: &'setting Setting,
+    /// Where each function's gate begins, and what was moved out of it.
+    entries: Vec<CodeLabel>,
+    moved: Vec<CodeLabel>,
+    sites: Vec<(usize, Stop, CodeLabel)>,
+    frames: Vec<(CodeLabel, i32)>,
+}
+
+impl<'setting> Writer<'setting> {
+    fn new(setting: &'setting Setting, functions: usize) -> Result<Self, IcedError> {
+        let mut asm = CodeAssembler::new(64)?;
+        let entries = (0..functions).map(|_| asm.create_label()).collect();
+        let moved = (0..functions).map(|_| asm.create_label()).collect();
+        Ok(Self { asm, setting, entries, moved, sites: Vec::new(), frames: Vec::new() })
+    }
+
+    fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
+        set(&mut self.asm, &mut self.entries, place)?;
+        match function.shape.convention() {
+            Some(convention) => self.allocate(place, function, convention),
+            None => self.release(place, function),
+        }
+    }
+
+    /// What the jump covers, and the way back behind it.
+    fn moved(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
+        set(&mut self.asm, &mut self.moved, place)?;
+        for instruction in function.cover.instructions_at(function.address) {
+            self.asm.add_instruction(instruction)?;
+        }
+        self.asm.jmp(function.address + function.cover.bytes.len() as u64)
+    }
+
+    /// The label of what was moved out of a function.
+    fn moved_of(&self, place: usize) -> CodeLabel {
+        self.moved.get(place).copied().unwrap_or_default()
+    }
+
+    /// A place at which a program is to run.
+    fn stop(&mut self, function: usize, stop: Stop) -> Result<(), IcedError> {
+        let mut label = self.asm.create_label();
+        self.asm.set_label(&mut label)?;
+        self.sites.push((function, stop, label));
+        self.asm.nop()
+    }
+
+    /// A call of what was moved out of a function, by a frame of so many bytes beside the return address.
+    fn call(&mut self, place: usize, frame_bytes: i32) -> Result<(), IcedError> {
+        let moved = self.moved_of(place);
+        self.asm.call(moved)?;
+        let mut label = self.asm.create_label();
+        self.asm.set_label(&mut label)?;
+        self.frames.push((label, frame_bytes + 8));
+        Ok(())
+    }
+
+    /// The address of something in the data.
+    const fn data(&self, offset: u64) -> u64 {
+        self.setting.data_address + offset
+    }
+
+    fn finish(mut self) -> Result<Gates, IcedError> {
+        let address = self.setting.code_address;
+        let made =
+            self.asm.assemble_options(address, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        let at = |label: &CodeLabel| made.label_ip(label);
+        Ok(Gates {
+            entries: self.entries.iter().map(at).collect::<Result<_, _>>()?,
+            sites: self
+                .sites
+                .iter()
+                .map(|(function, stop, label)| Ok(Site { function: *function, stop: *stop, address: at(label)? }))
+                .collect::<Result<_, IcedError>>()?,
+            frames: self
+                .frames
+                .iter()
+                .map(|(label, cfa_offset)| Ok(Frame { return_address: at(label)?, cfa_offset: *cfa_offset }))
+                .collect::<Result<_, IcedError>>()?,
+            bytes: code_of(made),
+        })
+    }
+}
+
+fn code_of(made: CodeAssemblerResult) -> Vec<u8> {
+    made.inner.code_buffer
+}
+
+/// Sets one of several labels here.
+fn set(asm: &mut CodeAssembler, labels: &mut [CodeLabel], place: usize) -> Result<(), IcedError> {
+    match labels.get_mut(place) {
+        Some(label) => asm.set_label(label),
+        None => Ok(()),
+    }
+}
+
+/// The register of an argument, counted from 1; the caller has none that is not there.
+fn argument(number: u64) -> AsmRegister64 {
+    match number {
+        1 => rdi,
+        2 => rsi,
+        3 => rdx,
+        4 => rcx,
+        5 => r8,
+        _ => r9,
+    }
+}
+
+/// Which arguments a function of a shape has that a gate looks at.
+struct Arguments {
+    size: AsmRegister64,
+    /// What the size is multiplied by.
+    count: Option<AsmRegister64>,
+    /// The block that is resized.
+    old: Option<AsmRegister64>,
+    /// Where the block's address is stored.
+    out: Option<AsmRegister64>,
+}
+
+impl Arguments {
+    fn of(convention: Convention) -> Self {
+        let some = |number: u64| (number != 0).then(|| argument(number));
+        let old = some(convention.old_argument());
+        Self {
+            size: argument(convention.size_argument()),
+            count: some(convention.count_argument()),
+            old,
+            // Of a block that stays where it is, that is the same argument.
+            out: some(convention.out_argument()).filter(|_| old.is_none()),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The gate of a function that allocates.
+
+use iced_x86::{
+    IcedError,
+    code_asm::{CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
+};
+use profiler_common::call::{Convention, Outcome};
+
+use super::{Arguments, Function, Stop, Throws, Writer};
+
+const RETURNED: u64 = Outcome::Returned as u64;
+const STORED: u64 = Outcome::Stored as u64;
+const SIZE: u64 = Outcome::Size as u64;
+const RETURNED_OR_FREED: u64 = Outcome::ReturnedOrFreed as u64;
+
+/// Beside a return address, the bytes that leave the stack as a call wants it: at a multiple of 16.
+const PADDING: i32 = 8;
+
+impl Writer<'_> {
+    /// Most calls are in no sample, and go straight through.
+    pub(super) fn allocate(
+        &mut self,
+        place: usize,
+        function: &Function,
+        convention: Convention,
+    ) -> Result<(), IcedError> {
+        let arguments = Arguments::of(convention);
+        let mut sampled = self.asm.create_label();
+        let mut on = self.asm.create_label();
+        let mut draw = self.asm.create_label();
+        let mut maybe = self.asm.create_label();
+        if let Some(old) = arguments.old {
+            self.filter(old, maybe)?;
+        }
+        self.asm.set_label(&mut draw)?;
+        self.draw(&arguments, sampled)?;
+        self.asm.set_label(&mut on)?;
+        if function.jumps {
+            // What it jumps to has to find a return address in here, and not the caller's.
+            self.asm.sub(rsp, PADDING)?;
+            self.call(place, PADDING)?;
+            self.asm.add(rsp, PADDING)?;
+            self.asm.ret()?;
+        }
+        self.moved(place, function)?;
+        self.asm.set_label(&mut sampled)?;
+        self.refill()?;
+        self.asm.js(on)?;
+        match (arguments.old, function.throws) {
+            (Some(_), _) => {
+                let mut call = self.asm.create_label();
+                self.asm.xor(r10d, r10d)?;
+                self.asm.jmp(call)?;
+                self.asm.set_label(&mut maybe)?;
+                self.resized(&arguments, draw, call)?;
+                self.asm.set_label(&mut call)?;
+                self.resize(place, &arguments, convention)
+            }
+            (None, Throws::Never) => self.give(place, &arguments),
+            (None, Throws::Unless { counterpart, arguments }) => {
+                self.give_or_throw(place, counterpart, arguments)
+            }
+        }
+    }
+
+    /// Counts a thread that goes into a call, or comes out of it.
+    fn count_inside(&mut self, goes_in: bool) -> Result<(), IcedError> {
+        let inside = self.data(self.setting.layout.inside());
+        // Behind a call only rax and rdx may have something, and before it all but these three.
+        self.asm.mov(r10, inside)?;
+        if goes_in { self.asm.lock().inc(qword_ptr(r10)) } else { self.asm.lock().dec(qword_ptr(r10)) }
+    }
+
+    /// A call in the sample that resizes nothing.
+    fn give(&mut self, place: usize, arguments: &Arguments) -> Result<(), IcedError> {
+        let mut done = self.asm.create_label();
+        self.count_inside(true)?;
+        self.stop(place, Stop::Call)?;
+        match arguments.out {
+            Some(out) => self.asm.push(out)?,
+            None => self.asm.sub(rsp, PADDING)?,
+        }
+        self.call(place, PADDING)?;
+        match arguments.out {
+            Some(_) => self.asm.pop(rcx)?,
+            None => self.asm.add(rsp, PADDING)?,
+        }
+        self.stop(place, Stop::Return)?;
+        if arguments.out.is_some() {
+            self.asm.test(iced_x86::code_asm::eax, iced_x86::code_asm::eax)?;
+            self.asm.jne(done)?;
+            self.asm.mov(r8, qword_ptr(rcx))?;
+        } else {
+            self.asm.mov(r8, rax)?;
+        }
+        self.asm.test(r8, r8)?;
+        self.asm.je(done)?;
+        self.insert()?;
+        self.asm.set_label(&mut done)?;
+        self.count_inside(false)?;
+        self.asm.ret()
+    }
+
+    /// A call in the sample of a function that throws where there is no memory. While it does, nothing of the gate may be on the stack, for
+    /// which nobody knows how to unwind it: one that does not throw is asked, and where that has none, the function itself is gone on with as
+    /// if nothing had been.
+    fn give_or_throw(&mut self, place: usize, counterpart: usize, before: u8) -> Result<(), IcedError> {
+        let mut throw = self.asm.create_label();
+        let saved = [rdi, rsi, rdx];
+        self.count_inside(true)?;
+        self.stop(place, Stop::Call)?;
+        for register in saved {
+            self.asm.push(register)?;
+        }
+        // Any address will do: what is there has no content (std::nothrow_t).
+        let nothrow = if before == 1 { rsi } else { rdx };
+        self.asm.mov(nothrow, self.setting.data_address)?;
+        self.call(counterpart, 24)?;
+        for register in saved.into_iter().rev() {
+            self.asm.pop(register)?;
+        }
+        self.asm.test(rax, rax)?;
+        self.asm.je(throw)?;
+        self.stop(place, Stop::Return)?;
+        self.asm.mov(r8, rax)?;
+        self.insert()?;
+        self.count_inside(false)?;
+        self.asm.ret()?;
+        self.asm.set_label(&mut throw)?;
+        self.count_inside(false)?;
+        let moved = self.moved_of(place);
+        self.asm.jmp(moved)
+    }
+
+    /// The old block may be in the sample, and its bucket is in r10: takes it out of the table, and goes to `call` with 1 in r10 if it was in
+    /// there, or 0 where only the kernel side knows, and in r11 what the budget had, or −1 where the new block is not in the sample. Goes
+    /// to `draw` where the old one is in no sample.
+    fn resized(&mut self, arguments: &Arguments, draw: CodeLabel, call: CodeLabel) -> Result<(), IcedError> {
+        let Some(old) = arguments.old else { return Ok(()) };
+        let mut unknown = self.asm.create_label();
+        self.remove(old, draw, unknown)?;
+        for is_found in [1, 0] {
+            let (mut sampled, mut drawn) = (self.asm.create_label(), self.asm.create_label());
+            if is_found == 0 {
+                self.asm.set_label(&mut unknown)?;
+            }
+            self.draw(arguments, sampled)?;
+            self.asm.mov(r11, -1_i64)?;
+            self.asm.jmp(drawn)?;
+            self.asm.set_label(&mut sampled)?;
+            self.refill()?;
+            self.asm.jns(drawn)?;
+            self.asm.mov(r11, -1_i64)?;
+            self.asm.set_label(&mut drawn)?;
+            self.asm.mov(r10d, is_found)?;
+            self.asm.jmp(call)?;
+        }
+        Ok(())
+    }
+
+    /// A call that resizes, which is in the sample, or takes a block that is. r10 says whether the block was in the table, and r11 is not
+    /// negative where the call is in the sample.
+    fn resize(
+        &mut self,
+        place: usize,
+        arguments: &Arguments,
+        convention: Convention,
+    ) -> Result<(), IcedError> {
+        /// What is kept over the call, with the padding.
+        const KEPT: i32 = 4 * 8 + PADDING;
+        let Some(old) = arguments.old else { return Ok(()) };
+        let inside = self.data(self.setting.layout.inside());
+        self.asm.mov(rax, inside)?;
+        self.asm.lock().inc(qword_ptr(rax))?;
+        self.stop(place, Stop::Call)?;
+        self.asm.mov(rax, arguments.size)?;
+        if let Some(count) = arguments.count {
+            let mut fits = self.asm.create_label();
+            self.asm.imul_2(rax, count)?;
+            self.asm.jno(fits)?;
+            self.asm.mov(rax, -1_i64)?;
+            self.asm.set_label(&mut fits)?;
+        }
+        for register in [rax, old, r10, r11] {
+            self.asm.push(register)?;
+        }
+        self.asm.sub(rsp, PADDING)?;
+        self.call(place, KEPT)?;
+        self.asm.add(rsp, PADDING)?;
+        for register in [r11, r10, rcx, r9] {
+            self.asm.pop(register)?;
+        }
+        self.stop(place, Stop::Return)?;
+        self.settle(convention)?;
+        self.count_inside(false)?;
+        self.asm.ret()
+    }
+
+    /// Puts into the table what a call that resizes has left: the new block where that is in the sample, or the old one where it has failed
+    /// and that was in the table. rax has the result, r9 the size, rcx the old block, r10 and r11 as before the call.
+    fn settle(&mut self, convention: Convention) -> Result<(), IcedError> {
+        let mut done = self.asm.create_label();
+        let (mut failed, mut insert) = (self.asm.create_label(), self.asm.create_label());
+        let outcome = convention.outcome();
+        if outcome == SIZE {
+            self.asm.mov(r8, rcx)?;
+            self.asm.cmp(rax, r9)?;
+            self.asm.jb(failed)?;
+        } else {
+            self.asm.mov(r8, rax)?;
+            self.asm.test(rax, rax)?;
+            self.asm.je(failed)?;
+        }
+        self.asm.test(r11, r11)?;
+        self.asm.js(done)?;
+        self.asm.jmp(insert)?;
+        self.asm.set_label(&mut failed)?;
+        match outcome {
+            // What fails frees the old block.
+            RETURNED_OR_FREED => self.asm.jmp(done)?,
+            // To no size it frees, and fails as far as can be seen.
+            RETURNED => {
+                self.asm.test(r9, r9)?;
+                self.asm.je(done)?;
+            }
+            _ => {}
+        }
+        self.asm.test(r10, r10)?;
+        self.asm.je(done)?;
+        self.asm.mov(r8, rcx)?;
+        self.asm.set_label(&mut insert)?;
+        self.insert()?;
+        self.asm.set_label(&mut done)
+    }
+}
+
+const _: () = assert!(STORED != SIZE);

@@ -1,0 +1,96 @@
+//! The table of the blocks in the sample: a filter that says of most blocks that they are not in it, and buckets.
+
+use iced_x86::{
+    IcedError,
+    code_asm::{
+        AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx,
+    },
+};
+
+use super::Writer;
+use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, SLOTS};
+
+impl Writer<'_> {
+    /// Goes to `maybe` where a block may be in the table, with its bucket in r10.
+    pub(super) fn filter(&mut self, block: AsmRegister64, maybe: CodeLabel) -> Result<(), IcedError> {
+        let filter = self.data(self.setting.layout.filter());
+        let shift = u64::BITS - self.setting.layout.bucket_bits();
+        let asm = &mut self.asm;
+        asm.mov(r10, HASH_FACTOR)?;
+        asm.imul_2(r10, block)?;
+        asm.shr(r10, shift)?;
+        asm.mov(r11, filter)?;
+        asm.cmp(byte_ptr(r11 + r10), 0)?;
+        asm.jne(maybe)
+    }
+
+    /// Takes a block out of the table, whose bucket is in r10, and goes on behind; goes to `absent` where it is not in there, or to
+    /// `unknown` where it may have had no room.
+    pub(super) fn remove(
+        &mut self,
+        block: AsmRegister64,
+        absent: CodeLabel,
+        unknown: CodeLabel,
+    ) -> Result<(), IcedError> {
+        let layout = self.setting.layout;
+        let (filter, table) = (self.data(layout.filter()), self.data(layout.table()));
+        let asm = &mut self.asm;
+        let (mut next, mut found) = (asm.create_label(), asm.create_label());
+        asm.mov(r11, table)?;
+        asm.shl(r10, BUCKET_BYTES.ilog2())?;
+        asm.add(r11, r10)?;
+        asm.shr(r10, BUCKET_BYTES.ilog2())?;
+        asm.mov(eax, SLOTS as i32)?;
+        asm.set_label(&mut next)?;
+        asm.cmp(qword_ptr(r11), block)?;
+        asm.je(found)?;
+        asm.add(r11, 8)?;
+        asm.dec(eax)?;
+        asm.jne(next)?;
+        asm.mov(r11, filter)?;
+        asm.test(byte_ptr(r11 + r10), i32::from(HAS_OVERFLOWED))?;
+        asm.jne(unknown)?;
+        asm.jmp(absent)?;
+        asm.set_label(&mut found)?;
+        // Nobody else has this block, and others only fill slots that are empty.
+        asm.mov(qword_ptr(r11), 0)?;
+        asm.mov(r11, filter)?;
+        asm.lock().dec(byte_ptr(r11 + r10))
+    }
+
+    /// Puts the block in r8 into the table. Destroys rcx and r8 to r11, and leaves rax and rdx.
+    pub(super) fn insert(&mut self) -> Result<(), IcedError> {
+        let layout = self.setting.layout;
+        let (filter, table) = (self.data(layout.filter()), self.data(layout.table()));
+        let overflows = self.data(layout.overflows());
+        let asm = &mut self.asm;
+        let (mut next, mut inside) = (asm.create_label(), asm.create_label());
+        let mut done = asm.create_label();
+        asm.mov(r10, rax)?;
+        asm.mov(rcx, HASH_FACTOR)?;
+        asm.imul_2(rcx, r8)?;
+        asm.shr(rcx, u64::BITS - layout.bucket_bits())?;
+        asm.mov(r11, rcx)?;
+        asm.shl(r11, BUCKET_BYTES.ilog2())?;
+        asm.mov(r9, table)?;
+        asm.add(r11, r9)?;
+        asm.mov(r9d, SLOTS as i32)?;
+        asm.set_label(&mut next)?;
+        asm.xor(eax, eax)?;
+        asm.lock().cmpxchg(qword_ptr(r11), r8)?;
+        asm.je(inside)?;
+        asm.add(r11, 8)?;
+        asm.dec(r9d)?;
+        asm.jne(next)?;
+        asm.mov(r11, filter)?;
+        asm.lock().or(byte_ptr(r11 + rcx), i32::from(HAS_OVERFLOWED))?;
+        asm.mov(r11, overflows)?;
+        asm.lock().inc(qword_ptr(r11))?;
+        asm.jmp(done)?;
+        asm.set_label(&mut inside)?;
+        asm.mov(r11, filter)?;
+        asm.lock().inc(byte_ptr(r11 + rcx))?;
+        asm.set_label(&mut done)?;
+        asm.mov(rax, r10)
+    }
+}

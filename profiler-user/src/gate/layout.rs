@@ -1,0 +1,130 @@
+//! What lies where in a gate's data: the budgets, the gaps that they are refilled by, and the table of the blocks in the sample.
+
+use super::gaps::GAPS;
+
+/// Budgets of bytes: each processor has one, so that threads seldom share one. A power of two.
+pub const BUDGETS: u64 = 128;
+
+/// Each is in a cache line of its own.
+pub const BUDGET_BYTES: u64 = 64;
+
+/// Where in a budget's line the place of its next gap is.
+pub const NEXT_GAP: u64 = 8;
+
+/// Blocks that a bucket has room for: a cache line of addresses.
+pub const SLOTS: u64 = 8;
+
+/// Bytes of a bucket.
+pub const BUCKET_BYTES: u64 = SLOTS * 8;
+
+/// What a bucket's byte in the filter has, beside the number of its entries, once one has not fitted: from then on the kernel side has to
+/// be asked for each free of a block of this bucket.
+pub const HAS_OVERFLOWED: u8 = 0x80;
+
+/// What every block is charged beyond its size, in bytes: so that blocks of no size are sampled as well, and those of a size class with
+/// probabilities that do not differ much.
+pub const CHARGE_BYTES: i32 = 16;
+
+/// By this, addresses are multiplied for their buckets: 2⁶⁴ by the golden ratio (Knuth, The Art of Computer Programming, volume 3,
+/// section 6.4).
+pub const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Fewest and most buckets, as powers of two: 8 KiB of filter, which the first cache holds; and a million blocks.
+const BUCKET_BITS: std::ops::RangeInclusive<u32> = 13..=18;
+
+/// Where things are, in bytes from the start of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    bucket_bits: u32,
+}
+
+impl Layout {
+    /// The layout for so many blocks in the sample at a time: a bucket has four of them then, and overflows once in forty.
+    pub fn for_blocks(blocks: u64) -> Self {
+        let buckets = (blocks / (SLOTS / 2)).max(1).next_power_of_two();
+        Self { bucket_bits: buckets.ilog2().clamp(*BUCKET_BITS.start(), *BUCKET_BITS.end()) }
+    }
+
+    /// The number of bits that tell buckets apart.
+    pub const fn bucket_bits(self) -> u32 {
+        self.bucket_bits
+    }
+
+    /// The number of buckets.
+    pub const fn buckets(self) -> u64 {
+        1 << self.bucket_bits
+    }
+
+    /// The bucket of a block.
+    pub const fn bucket_of(self, address: u64) -> u64 {
+        address.wrapping_mul(HASH_FACTOR) >> (64 - self.bucket_bits)
+    }
+
+    /// How many threads are inside a call that is in the sample: a word.
+    pub const fn inside(self) -> u64 {
+        0
+    }
+
+    /// How many blocks had no room in their bucket: a word.
+    pub const fn overflows(self) -> u64 {
+        8
+    }
+
+    /// The budgets, [`BUDGETS`] of [`BUDGET_BYTES`]: a signed word that is counted down, and half a word with the place of the next gap.
+    pub const fn budgets(self) -> u64 {
+        BUDGET_BYTES
+    }
+
+    /// The gaps, [`GAPS`] words.
+    pub const fn gaps(self) -> u64 {
+        self.budgets() + BUDGETS * BUDGET_BYTES
+    }
+
+    /// The filter: for each bucket a byte with the number of its entries.
+    pub const fn filter(self) -> u64 {
+        self.gaps() + GAPS as u64 * 8
+    }
+
+    /// The buckets, of [`BUCKET_BYTES`]: addresses of blocks, or 0.
+    pub const fn table(self) -> u64 {
+        self.filter() + self.buckets()
+    }
+
+    /// The size of all of it, in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.table() + self.buckets() * BUCKET_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_follow_each_other_and_lines_are_whole() {
+        for blocks in [0, 1, 32_768, 100_000, 1 << 30] {
+            let layout = Layout::for_blocks(blocks);
+            assert!(layout.overflows() + 8 <= layout.budgets());
+            for line in [layout.budgets(), layout.gaps(), layout.filter(), layout.table(), layout.bytes()] {
+                assert_eq!(line % 64, 0, "{layout:?}");
+            }
+            assert!(layout.bytes() < 1 << 25, "{layout:?}");
+            for address in [0, 1, 0x5555_0000_1230, u64::MAX] {
+                assert!(layout.bucket_of(address) < layout.buckets());
+            }
+        }
+        assert_eq!(Layout::for_blocks(0).bucket_bits(), 13);
+        assert_eq!(Layout::for_blocks(100_000).bucket_bits(), 15);
+        assert_eq!(Layout::for_blocks(u64::MAX / 2).bucket_bits(), 18);
+    }
+
+    #[test]
+    fn blocks_that_lie_side_by_side_are_spread() {
+        let layout = Layout::for_blocks(0);
+        let mut entries = vec![0; 1 << 13];
+        for index in 0..1 << 14 {
+            entries[usize::try_from(layout.bucket_of(0x7f00_1234_5010 + 96 * index)).unwrap()] += 1;
+        }
+        assert!(entries.iter().all(|entries| *entries <= SLOTS), "{:?}", entries.iter().max());
+    }
+}

@@ -1,0 +1,118 @@
+//! Where in a process a gate's code has room: so near to its allocator that jumps reach from the one to the other.
+
+use std::ops::Range;
+
+/// How far a jump or an operand reaches, less what is added on the way: 2 GiB less 64 KiB.
+const REACH_BYTES: u64 = (1 << 31) - (1 << 16);
+
+/// What is left free beside what is there: a neighbour may grow, and one that reads beyond its end is to fail as before.
+const MARGIN_BYTES: u64 = 1 << 16;
+
+/// The lowest address that a process may map at, whatever `vm.mmap_min_addr` says.
+const LOWEST: u64 = 1 << 16;
+
+/// The end of what user space has with page tables of four levels.
+const HIGHEST: u64 = (1 << 47) - 4096;
+
+/// An address at which `length_bytes`, a multiple of a page, can be mapped near `module`; `None` where there is no room.
+///
+/// `mapped` is all that the process has mapped, in ascending order, and `growing` the end of its data segment, which may grow. Below the
+/// module is looked first: there the kernel maps what comes next, and nothing grows.
+pub fn near(
+    mapped: &[Range<u64>],
+    module: &Range<u64>,
+    length_bytes: u64,
+    growing: Option<u64>,
+) -> Option<u64> {
+    let needed = length_bytes.checked_add(2 * MARGIN_BYTES)?;
+    let gaps = || {
+        let ends = std::iter::once(LOWEST).chain(mapped.iter().map(|range| range.end));
+        let starts = mapped.iter().map(|range| range.start).chain(std::iter::once(HIGHEST));
+        ends.zip(starts).filter(move |(from, to)| to.saturating_sub(*from) >= needed)
+    };
+    let reaches = |address: &u64| {
+        module.end.saturating_sub(*address) <= REACH_BYTES
+            && (*address + length_bytes).saturating_sub(module.start) <= REACH_BYTES
+    };
+    let below = gaps().filter(|(_, to)| *to <= module.start).map(|(_, to)| to - MARGIN_BYTES - length_bytes);
+    let above = gaps()
+        .filter(|(from, _)| *from >= module.end && Some(*from) != growing)
+        .map(|(from, _)| from + MARGIN_BYTES);
+    let nearest = below.filter(reaches).max();
+    nearest.or_else(|| above.filter(reaches).min()).map(|address| address & !4095)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const LIBRARY: Range<u64> = 0x7f00_0000_0000..0x7f00_0020_0000;
+
+    #[test]
+    fn the_nearest_room_below_is_taken() {
+        let mapped = [0x5500_0000_0000..0x5500_0010_0000, 0x7eff_fff0_0000..0x7f00_0000_0000, LIBRARY];
+        let found = near(&mapped, &LIBRARY, PAGE, None).unwrap();
+        assert_eq!(found, 0x7eff_fff0_0000 - MARGIN_BYTES - PAGE);
+    }
+
+    #[test]
+    fn a_program_at_the_bottom_has_room_above_but_not_where_its_data_grows() {
+        let program = 0x2_0000..0x50_0000;
+        let mapped = [program.clone(), 0x60_0000..0x70_0000, 0x4000_0000..0x4000_1000];
+        assert_eq!(near(&mapped, &program, PAGE, Some(0x70_0000)), Some(0x50_0000 + MARGIN_BYTES));
+        let full = [program.clone(), 0x50_0000..0x70_0000, 0x4000_0000..0x4000_1000];
+        assert_eq!(near(&full, &program, PAGE, Some(0x70_0000)), Some(0x4000_1000 + MARGIN_BYTES));
+        assert_eq!(near(&full, &program, PAGE, None), Some(0x70_0000 + MARGIN_BYTES));
+    }
+
+    #[test]
+    fn what_is_too_far_away_is_no_room() {
+        let around = [
+            LIBRARY.start - (3 << 30)..LIBRARY.start,
+            LIBRARY,
+            LIBRARY.end..LIBRARY.end + (3 << 30),
+        ];
+        assert_eq!(near(&around, &LIBRARY, PAGE, None), None);
+        // A library that is larger than a jump reaches.
+        let large = LIBRARY.start..LIBRARY.start + (3 << 30);
+        assert_eq!(near(&[large.clone()], &large, PAGE, None), None);
+        assert_eq!(near(&[LIBRARY], &LIBRARY, u64::MAX, None), None);
+        assert_eq!(near(&[], &(u64::MAX - PAGE..u64::MAX), PAGE, None), None);
+    }
+
+    #[test]
+    fn whatever_is_mapped_what_is_found_overlaps_nothing_and_is_near() {
+        // xorshift (Marsaglia 2003): the same numbers in every run.
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut number = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let mut found = 0;
+        for _ in 0..2_000 {
+            let mut at = 0x1_0000 + (number() % (1 << 20)) * PAGE;
+            let mut mapped = Vec::new();
+            for _ in 0..20 {
+                let end = at + (1 + number() % (1 << 15)) * PAGE;
+                mapped.push(at..end);
+                at = end + number() % 4 * (number() % (1 << 16)) * PAGE;
+            }
+            let module = mapped[(number() % 20) as usize].clone();
+            let length_bytes = (1 + number() % 16) * PAGE;
+            let Some(address) = near(&mapped, &module, length_bytes, Some(mapped[3].end)) else { continue };
+            found += 1;
+            let room = address..address + length_bytes;
+            assert!(mapped.iter().all(|range| range.end <= room.start || room.end <= range.start));
+            assert!(address.is_multiple_of(PAGE));
+            for here in [room.start, room.end] {
+                for there in [module.start, module.end] {
+                    assert!(here.abs_diff(there) < 1 << 31);
+                }
+            }
+        }
+        assert!(found > 1_000, "{found}");
+    }
+}
