@@ -46,6 +46,21 @@ fn inspect_names_the_functions_and_attaches_nothing() {
 }
 
 #[test]
+fn inspect_says_which_instructions_a_gate_would_take_the_place_of() {
+    let guest = Guest::start("every-function");
+    let outcome = heaptap::run(["inspect", "--gate", "--pid", &guest.pid().to_string()]);
+    outcome.assert_success();
+    let lines: Vec<&str> = outcome.stdout.lines().map(str::trim).collect();
+    assert!(lines.iter().any(|line| line.starts_with("could be gated: ")), "{}", outcome.stdout);
+    for function in ["malloc ", "calloc ", "realloc ", "free, cfree "] {
+        let covers = |line: &&&str| line.starts_with(function) && line.contains(" bytes at 0x");
+        assert_eq!(lines.iter().filter(covers).count(), 1, "{function}: {}", outcome.stdout);
+    }
+    assert_eq!(changed_text(guest.pid()), Vec::<String>::new(), "inspect has written something");
+    guest.exit();
+}
+
+#[test]
 fn inspect_says_what_is_not_noticed_in_a_static_program() {
     let guest = Guest::start_program("mappings", &compile::linked_statically("mappings"));
     let outcome = heaptap::run(["inspect", "--pid", &guest.pid().to_string()]);

@@ -172,7 +172,8 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
     if matches!(function.shape, Shape::Free) {
         return Ok(());
     }
-    let convention = function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
+    let convention =
+        function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
     let Some(convention) = convention else { return Err(CodeError::Shape { shape: function.shape }) };
     let Throws::Unless { counterpart, arguments } = function.throws else { return Ok(()) };
     let is_there = functions.get(counterpart).is_some_and(|other| {
@@ -228,7 +229,7 @@ impl<'setting> Writer<'setting> {
     /// A place at which a program is to run.
     fn stop(&mut self, function: usize, stop: Stop) -> Result<(), IcedError> {
         let mut label = self.asm.create_label();
-        self.asm.set_label(&mut label)?;
+        here(&mut self.asm, &mut label)?;
         self.sites.push((function, stop, label));
         self.asm.nop()
     }
@@ -238,7 +239,7 @@ impl<'setting> Writer<'setting> {
         let moved = self.moved_of(place);
         self.asm.call(moved)?;
         let mut label = self.asm.create_label();
-        self.asm.set_label(&mut label)?;
+        here(&mut self.asm, &mut label)?;
         self.frames.push((label, frame_bytes + 8));
         Ok(())
     }
@@ -250,15 +251,16 @@ impl<'setting> Writer<'setting> {
 
     fn finish(mut self) -> Result<Gates, IcedError> {
         let address = self.setting.code_address;
-        let made =
-            self.asm.assemble_options(address, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        let made = self.asm.assemble_options(address, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         let at = |label: &CodeLabel| made.label_ip(label);
         Ok(Gates {
             entries: self.entries.iter().map(at).collect::<Result<_, _>>()?,
             sites: self
                 .sites
                 .iter()
-                .map(|(function, stop, label)| Ok(Site { function: *function, stop: *stop, address: at(label)? }))
+                .map(|(function, stop, label)| {
+                    Ok(Site { function: *function, stop: *stop, address: at(label)? })
+                })
                 .collect::<Result<_, IcedError>>()?,
             frames: self
                 .frames
@@ -277,9 +279,15 @@ fn code_of(made: CodeAssemblerResult) -> Vec<u8> {
 /// Sets one of several labels here.
 fn set(asm: &mut CodeAssembler, labels: &mut [CodeLabel], place: usize) -> Result<(), IcedError> {
     match labels.get_mut(place) {
-        Some(label) => asm.set_label(label),
+        Some(label) => here(asm, label),
         None => Ok(()),
     }
+}
+
+/// Sets a label here. Others may be set at the same place, for which there has to be something in between: of no length.
+fn here(asm: &mut CodeAssembler, label: &mut CodeLabel) -> Result<(), IcedError> {
+    asm.set_label(label)?;
+    asm.zero_bytes()
 }
 
 /// The register of an argument, counted from 1; the caller has none that is not there.

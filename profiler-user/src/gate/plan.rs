@@ -48,7 +48,9 @@ impl fmt::Display for Obstacle {
         match self {
             Self::Function { names, reason } => write!(out, "{names} {reason}"),
             Self::NotMapped { names } => write!(out, "{names} is not mapped where its file has it"),
-            Self::Throws { names } => write!(out, "{names} may throw, and no function does the same and does not"),
+            Self::Throws { names } => {
+                write!(out, "{names} may throw, and no function does the same and does not")
+            }
             Self::Unprobed { name, reason } => write!(out, "{name} {reason}"),
         }
     }
@@ -107,7 +109,9 @@ fn throws(hook: &Hook, gated: &[(usize, &Hook)]) -> Option<Throws> {
     let Some(name) = hook.names.iter().find(may_throw) else { return Some(Throws::Never) };
     let (counterpart, arguments) = counterpart(name)?;
     let place = gated.iter().position(|(_, other)| {
-        other.names.contains(&counterpart) && other.shape == hook.shape && other.names.iter().all(|name| !may_throw(&name))
+        other.names.contains(&counterpart)
+            && other.shape == hook.shape
+            && other.names.iter().all(|name| !may_throw(&name))
     })?;
     Some(Throws::Unless { counterpart: place, arguments })
 }
@@ -136,7 +140,10 @@ mod tests {
     fn counterparts_of_operators_are_operators_that_are_known_and_do_not_throw() {
         for name in ["_Znwm", "_Znam", "_ZnwmSt11align_val_t", "_ZnamSt11align_val_t"] {
             let (other, _) = counterpart(name).unwrap();
-            assert!(family::FAMILIES.iter().any(|known| known.functions().any(|(known, _)| known == other)), "{other}");
+            assert!(
+                family::FAMILIES.iter().any(|known| known.functions().any(|(known, _)| known == other)),
+                "{other}"
+            );
         }
         assert_eq!(counterpart("_Znwm12__hot_cold_t"), None);
         assert_eq!(counterpart("mi_new_n"), None);

@@ -68,15 +68,12 @@ mod tests {
 
     #[test]
     fn what_is_too_far_away_is_no_room() {
-        let around = [
-            LIBRARY.start - (3 << 30)..LIBRARY.start,
-            LIBRARY,
-            LIBRARY.end..LIBRARY.end + (3 << 30),
-        ];
+        let around =
+            [LIBRARY.start - (3 << 30)..LIBRARY.start, LIBRARY, LIBRARY.end..LIBRARY.end + (3 << 30)];
         assert_eq!(near(&around, &LIBRARY, PAGE, None), None);
         // A library that is larger than a jump reaches.
         let large = LIBRARY.start..LIBRARY.start + (3 << 30);
-        assert_eq!(near(&[large.clone()], &large, PAGE, None), None);
+        assert_eq!(near(std::slice::from_ref(&large), &large, PAGE, None), None);
         assert_eq!(near(&[LIBRARY], &LIBRARY, u64::MAX, None), None);
         assert_eq!(near(&[], &(u64::MAX - PAGE..u64::MAX), PAGE, None), None);
     }

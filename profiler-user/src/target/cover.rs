@@ -3,7 +3,7 @@
 
 use std::{fmt, ops::Range};
 
-use iced_x86::{Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{Code as Opcode, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
 
 use super::{
     elf::Code,
@@ -100,7 +100,10 @@ pub fn find(
         }
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            return Err(if covered + 1 >= first.len() { Refusal::TooShort } else { Refusal::NoCode });
+            // It may only be cut off by the function's end.
+            let is_cut =
+                first.len() < LONGEST_COVER_BYTES && decoder.last_error() == DecoderError::NoMoreBytes;
+            return Err(if is_cut { Refusal::TooShort } else { Refusal::NoCode });
         }
         covered += instruction.len();
         if !can_be_moved(&instruction, covered >= JUMP_BYTES) {
@@ -136,9 +139,7 @@ fn can_be_moved(instruction: &Instruction, is_last: bool) -> bool {
         FlowControl::Next => true,
         // `jrcxz` and its like reach 127 bytes only, and have no longer form.
         FlowControl::ConditionalBranch => instruction.is_jcc_short_or_near(),
-        FlowControl::UnconditionalBranch => {
-            is_last && matches!(instruction.op0_kind(), OpKind::NearBranch64)
-        }
+        FlowControl::UnconditionalBranch => is_last && matches!(instruction.op0_kind(), OpKind::NearBranch64),
         _ => false,
     }
 }
@@ -146,8 +147,10 @@ fn can_be_moved(instruction: &Instruction, is_last: bool) -> bool {
 /// Whether the function jumps to its own beginning. A call of itself is one like any other.
 fn loops(body: &[u8], offset: u64, start: u64) -> bool {
     Decoder::with_ip(64, body, offset, DecoderOptions::NONE).into_iter().any(|instruction| {
-        matches!(instruction.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch)
-            && matches!(instruction.op0_kind(), OpKind::NearBranch64)
+        matches!(
+            instruction.flow_control(),
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+        ) && matches!(instruction.op0_kind(), OpKind::NearBranch64)
             && [offset, start].contains(&instruction.near_branch64())
     })
 }
@@ -168,9 +171,10 @@ mod tests {
         // push r12; push rbp; push rbx; sub rsp, 16; ret
         let cover = found(&[0x41, 0x54, 0x55, 0x53, 0x48, 0x83, 0xec, 0x10, 0xc3]).unwrap();
         assert_eq!((cover.offset, cover.bytes.len(), cover.end()), (AT, 8, AT + 8));
-        assert_eq!(cover.instructions_at(0x5000).iter().map(Instruction::ip).collect::<Vec<_>>(), [
-            0x5000, 0x5002, 0x5003, 0x5004
-        ]);
+        assert_eq!(
+            cover.instructions_at(0x5000).iter().map(Instruction::ip).collect::<Vec<_>>(),
+            [0x5000, 0x5002, 0x5003, 0x5004]
+        );
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use profiler_common::call::Shape;
 
 use super::{
+    cover::{self, Cover, Refusal},
     family::{self, Family},
     functions::{Function, Functions},
-    cover::{self, Cover, Refusal},
     returns::{self, Destination},
     site::{self, Site},
     text::Text,

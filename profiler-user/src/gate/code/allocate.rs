@@ -6,7 +6,7 @@ use iced_x86::{
 };
 use profiler_common::call::{Convention, Outcome};
 
-use super::{Arguments, Function, Stop, Throws, Writer};
+use super::{Arguments, Function, Stop, Throws, Writer, here};
 
 const RETURNED: u64 = Outcome::Returned as u64;
 const STORED: u64 = Outcome::Stored as u64;
@@ -32,9 +32,9 @@ impl Writer<'_> {
         if let Some(old) = arguments.old {
             self.filter(old, maybe)?;
         }
-        self.asm.set_label(&mut draw)?;
+        here(&mut self.asm, &mut draw)?;
         self.draw(&arguments, sampled)?;
-        self.asm.set_label(&mut on)?;
+        here(&mut self.asm, &mut on)?;
         if function.jumps {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.asm.sub(rsp, PADDING)?;
@@ -43,7 +43,7 @@ impl Writer<'_> {
             self.asm.ret()?;
         }
         self.moved(place, function)?;
-        self.asm.set_label(&mut sampled)?;
+        here(&mut self.asm, &mut sampled)?;
         self.refill()?;
         self.asm.js(on)?;
         match (arguments.old, function.throws) {
@@ -51,9 +51,9 @@ impl Writer<'_> {
                 let mut call = self.asm.create_label();
                 self.asm.xor(r10d, r10d)?;
                 self.asm.jmp(call)?;
-                self.asm.set_label(&mut maybe)?;
+                here(&mut self.asm, &mut maybe)?;
                 self.resized(&arguments, draw, call)?;
-                self.asm.set_label(&mut call)?;
+                here(&mut self.asm, &mut call)?;
                 self.resize(place, &arguments, convention)
             }
             (None, Throws::Never) => self.give(place, &arguments),
@@ -96,7 +96,7 @@ impl Writer<'_> {
         self.asm.test(r8, r8)?;
         self.asm.je(done)?;
         self.insert()?;
-        self.asm.set_label(&mut done)?;
+        here(&mut self.asm, &mut done)?;
         self.count_inside(false)?;
         self.asm.ret()
     }
@@ -106,16 +106,18 @@ impl Writer<'_> {
     /// if nothing had been.
     fn give_or_throw(&mut self, place: usize, counterpart: usize, before: u8) -> Result<(), IcedError> {
         let mut throw = self.asm.create_label();
-        let saved = [rdi, rsi, rdx];
+        let saved = [rdi, rsi, rdx, rcx];
         self.count_inside(true)?;
         self.stop(place, Stop::Call)?;
         for register in saved {
             self.asm.push(register)?;
         }
+        self.asm.sub(rsp, PADDING)?;
         // Any address will do: what is there has no content (std::nothrow_t).
         let nothrow = if before == 1 { rsi } else { rdx };
         self.asm.mov(nothrow, self.setting.data_address)?;
-        self.call(counterpart, 24)?;
+        self.call(counterpart, 4 * 8 + PADDING)?;
+        self.asm.add(rsp, PADDING)?;
         for register in saved.into_iter().rev() {
             self.asm.pop(register)?;
         }
@@ -126,7 +128,7 @@ impl Writer<'_> {
         self.insert()?;
         self.count_inside(false)?;
         self.asm.ret()?;
-        self.asm.set_label(&mut throw)?;
+        here(&mut self.asm, &mut throw)?;
         self.count_inside(false)?;
         let moved = self.moved_of(place);
         self.asm.jmp(moved)
@@ -142,16 +144,16 @@ impl Writer<'_> {
         for is_found in [1, 0] {
             let (mut sampled, mut drawn) = (self.asm.create_label(), self.asm.create_label());
             if is_found == 0 {
-                self.asm.set_label(&mut unknown)?;
+                here(&mut self.asm, &mut unknown)?;
             }
             self.draw(arguments, sampled)?;
             self.asm.mov(r11, -1_i64)?;
             self.asm.jmp(drawn)?;
-            self.asm.set_label(&mut sampled)?;
+            here(&mut self.asm, &mut sampled)?;
             self.refill()?;
             self.asm.jns(drawn)?;
             self.asm.mov(r11, -1_i64)?;
-            self.asm.set_label(&mut drawn)?;
+            here(&mut self.asm, &mut drawn)?;
             self.asm.mov(r10d, is_found)?;
             self.asm.jmp(call)?;
         }
@@ -179,7 +181,7 @@ impl Writer<'_> {
             self.asm.imul_2(rax, count)?;
             self.asm.jno(fits)?;
             self.asm.mov(rax, -1_i64)?;
-            self.asm.set_label(&mut fits)?;
+            here(&mut self.asm, &mut fits)?;
         }
         for register in [rax, old, r10, r11] {
             self.asm.push(register)?;
@@ -206,6 +208,9 @@ impl Writer<'_> {
             self.asm.mov(r8, rcx)?;
             self.asm.cmp(rax, r9)?;
             self.asm.jb(failed)?;
+            // Nobody may ask for that, and it is no block.
+            self.asm.test(rcx, rcx)?;
+            self.asm.je(done)?;
         } else {
             self.asm.mov(r8, rax)?;
             self.asm.test(rax, rax)?;
@@ -214,7 +219,7 @@ impl Writer<'_> {
         self.asm.test(r11, r11)?;
         self.asm.js(done)?;
         self.asm.jmp(insert)?;
-        self.asm.set_label(&mut failed)?;
+        here(&mut self.asm, &mut failed)?;
         match outcome {
             // What fails frees the old block.
             RETURNED_OR_FREED => self.asm.jmp(done)?,
@@ -228,9 +233,9 @@ impl Writer<'_> {
         self.asm.test(r10, r10)?;
         self.asm.je(done)?;
         self.asm.mov(r8, rcx)?;
-        self.asm.set_label(&mut insert)?;
+        here(&mut self.asm, &mut insert)?;
         self.insert()?;
-        self.asm.set_label(&mut done)
+        here(&mut self.asm, &mut done)
     }
 }
 

@@ -5,7 +5,7 @@ use iced_x86::{
     code_asm::{CodeLabel, dword_ptr, eax, ecx, qword_ptr, r10, r11, rax, rcx},
 };
 
-use super::{Arguments, Budget, Writer};
+use super::{Arguments, Budget, Writer, here};
 use crate::gate::{
     gaps::GAPS,
     layout::{BUDGET_BYTES, BUDGETS, CHARGE_BYTES, HASH_FACTOR, NEXT_GAP},
@@ -28,7 +28,7 @@ impl Writer<'_> {
                 asm.imul_2(r10, arguments.size)?;
                 asm.jno(fits)?;
                 asm.mov(r10, TOO_MUCH)?;
-                asm.set_label(&mut fits)?;
+                here(asm, &mut fits)?;
                 asm.add(r10, CHARGE_BYTES)?;
             }
         }

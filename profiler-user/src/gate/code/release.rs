@@ -2,7 +2,7 @@
 
 use iced_x86::{IcedError, code_asm::rdi};
 
-use super::{Function, Stop, Writer};
+use super::{Function, Stop, Writer, here};
 
 impl Writer<'_> {
     /// Most blocks are in no sample, and go straight through. One that is has left the table before it is freed, and so before its address
@@ -12,9 +12,9 @@ impl Writer<'_> {
         let moved = self.moved_of(place);
         self.filter(rdi, maybe)?;
         self.moved(place, function)?;
-        self.asm.set_label(&mut maybe)?;
+        here(&mut self.asm, &mut maybe)?;
         self.remove(rdi, moved, ask)?;
-        self.asm.set_label(&mut ask)?;
+        here(&mut self.asm, &mut ask)?;
         self.stop(place, Stop::Free)?;
         self.asm.jmp(moved)
     }

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, sync::Once};
 
 use iced_x86::code_asm::{
-    CodeAssembler, eax, qword_ptr, r8, r10, r11, r12, rax, rbp, rbx, rcx, rdi, rdx,
+    self as asm_of, CodeAssembler, eax, qword_ptr, r8, r10, r11, r12, rax, rbp, rbx, rdi,
 };
 
 use super::{Frame, Gates, Site};
@@ -32,15 +32,19 @@ impl Memory {
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) {
         let offset = usize::try_from(offset).unwrap();
         assert!(offset + bytes.len() <= self.length);
-        // SAFETY: it fits the mapping, which nobody else writes to meanwhile.
-        unsafe { self.start.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        // SAFETY: it fits the mapping.
+        let place = unsafe { self.start.add(offset) };
+        // SAFETY: the same; nobody else writes to it meanwhile.
+        unsafe { place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
     pub(super) fn word(&self, offset: u64) -> u64 {
         let offset = usize::try_from(offset).unwrap();
         assert!(offset + 8 <= self.length);
-        // SAFETY: it lies in the mapping; gates write whole words.
-        unsafe { self.start.add(offset).cast::<u64>().read_volatile() }
+        // SAFETY: it lies in the mapping.
+        let place = unsafe { self.start.add(offset) };
+        // SAFETY: the same; gates write whole words.
+        unsafe { place.cast::<u64>().read_volatile() }
     }
 
     pub(super) fn bytes(&self, offset: u64, length: u64) -> Vec<u8> {
@@ -74,6 +78,8 @@ pub(super) struct Answered {
     pub(super) arguments: [u64; 4],
     /// The stack pointer at its entry.
     pub(super) rsp: u64,
+    /// What was on the stack from there on.
+    pub(super) words: [u64; 8],
 }
 
 thread_local! {
@@ -100,7 +106,9 @@ pub(super) fn seen() -> Vec<Seen> {
 
 extern "C" fn answer(first: u64, second: u64, third: u64, fourth: u64, rsp: u64) -> u64 {
     let arguments = [first, second, third, fourth];
-    ANSWERED.with_borrow_mut(|answered| answered.push(Answered { arguments, rsp }));
+    // SAFETY: the callers of the function have more than this on their stacks, which are this thread's.
+    let words = unsafe { (rsp as *const [u64; 8]).read() };
+    ANSWERED.with_borrow_mut(|answered| answered.push(Answered { arguments, rsp, words }));
     ANSWERS.with_borrow_mut(|answers| answers.pop().unwrap_or_default())
 }
 
@@ -126,8 +134,9 @@ extern "C" fn on_trap(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
     let of = |register: i32| registers[usize::try_from(register).unwrap()].cast_unsigned();
     let arguments = [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX, libc::REG_RCX].map(of);
     let address = of(libc::REG_RIP) - 1;
-    let (rsp, rax, r11) = (of(libc::REG_RSP), of(libc::REG_RAX), of(libc::REG_R11));
-    SEEN.with_borrow_mut(|seen| seen.push(Seen { address, rsp, rax, r11, arguments }));
+    let stop =
+        Seen { address, rsp: of(libc::REG_RSP), rax: of(libc::REG_RAX), r11: of(libc::REG_R11), arguments };
+    SEEN.with_borrow_mut(|seen| seen.push(stop));
 }
 
 /// What a caller gets back.
@@ -155,20 +164,44 @@ pub(super) fn call(function: u64, arguments: [u64; 4]) -> Back {
 #[unsafe(naked)]
 unsafe extern "C" fn call_raw(function: u64, arguments: *const u64, back: *mut Back) {
     core::arch::naked_asm!(
-        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "push rdx",
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdx",
         "lea rax, [rsp - 8]",
         "mov [rdx + 56], rax",
         "mov rax, rdi",
         "mov r10, rsi",
-        "mov rdi, [r10]", "mov rsi, [r10 + 8]", "mov rdx, [r10 + 16]", "mov rcx, [r10 + 24]",
-        "mov ebx, 0x1111", "mov ebp, 0x2222", "mov r12d, 0x3333", "mov r13d, 0x4444", "mov r14d, 0x5555",
+        "mov rdi, [r10]",
+        "mov rsi, [r10 + 8]",
+        "mov rdx, [r10 + 16]",
+        "mov rcx, [r10 + 24]",
+        "mov ebx, 0x1111",
+        "mov ebp, 0x2222",
+        "mov r12d, 0x3333",
+        "mov r13d, 0x4444",
+        "mov r14d, 0x5555",
         "mov r15d, 0x6666",
         "call rax",
         "lea r11, [rsp - 8]",
         "pop r10",
-        "mov [r10], rax", "mov [r10 + 8], rbx", "mov [r10 + 16], rbp", "mov [r10 + 24], r12",
-        "mov [r10 + 32], r13", "mov [r10 + 40], r14", "mov [r10 + 48], r15", "mov [r10 + 64], r11",
-        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+        "mov [r10], rax",
+        "mov [r10 + 8], rbx",
+        "mov [r10 + 16], rbp",
+        "mov [r10 + 24], r12",
+        "mov [r10 + 32], r13",
+        "mov [r10 + 40], r14",
+        "mov [r10 + 48], r15",
+        "mov [r10 + 64], r11",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
         "ret",
     )
 }
@@ -192,7 +225,7 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
             asm.push(r12).unwrap();
             asm.push(rbp).unwrap();
             asm.push(rbx).unwrap();
-            asm.sub(rsp, 16).unwrap();
+            asm.sub(asm_of::rsp, 16).unwrap();
             pushed = 5;
         }
         // A branch behind a test, as glibc's free has it.
@@ -205,7 +238,7 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
         2 => {
             asm.mov(rax, qword_ptr(constant)).unwrap();
             asm.push(rbp).unwrap();
-            asm.mov(rbp, rsp).unwrap();
+            asm.mov(rbp, asm_of::rsp).unwrap();
             pushed = 1;
         }
         // An address by where the code is, and a shorter instruction behind.
@@ -225,15 +258,15 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
         }
     }
     asm.set_label(&mut body).unwrap();
-    asm.lea(r8, qword_ptr(rsp + 8 * pushed)).unwrap();
+    asm.lea(r8, qword_ptr(asm_of::rsp + 8 * pushed)).unwrap();
     let padding = if pushed % 2 == 0 { 8 } else { 16 };
-    asm.sub(rsp, padding).unwrap();
+    asm.sub(asm_of::rsp, padding).unwrap();
     asm.mov(rax, answer as extern "C" fn(_, _, _, _, _) -> _ as usize as u64).unwrap();
     asm.call(rax).unwrap();
-    asm.add(rsp, padding).unwrap();
+    asm.add(asm_of::rsp, padding).unwrap();
     match prologue {
         0 | 5 => {
-            asm.add(rsp, 16).unwrap();
+            asm.add(asm_of::rsp, 16).unwrap();
             asm.pop(rbx).unwrap();
             asm.pop(rbp).unwrap();
             asm.pop(r12).unwrap();
@@ -252,15 +285,6 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
     asm.assemble(address).unwrap()
 }
 
-/// A function that only jumps to another.
-pub(super) fn jump_to(address: u64, target: u64) -> Vec<u8> {
-    let mut asm = CodeAssembler::new(64).unwrap();
-    asm.lea(r10, qword_ptr(rdi + 1)).unwrap();
-    asm.lea(r11, qword_ptr(rdx + rcx)).unwrap();
-    asm.jmp(target).unwrap();
-    asm.assemble(address).unwrap()
-}
-
 /// Puts the jump to its gate over a function's beginning.
 pub(super) fn jump_into_gate(memory: &Memory, from: u64, to: u64) {
     let distance = i32::try_from(to.wrapping_sub(from + 5).cast_signed()).unwrap();
@@ -274,10 +298,8 @@ pub(super) fn is_in(gates: &Gates, code_address: u64, address: u64) -> bool {
     (code_address..code_address + gates.bytes.len() as u64).contains(&address)
 }
 
-/// Where a frame's caller goes on, by what the gate says of the frame; the stack pointer is as at the return.
-pub(super) fn caller_of(frame: &Frame, rsp: u64) -> u64 {
-    let place = rsp.wrapping_add_signed(i64::from(frame.cfa_offset)) - 8;
-    // SAFETY: it is on this thread's own stack, above where it is now.
-    unsafe { (place as *const u64).read() }
+/// Where a frame's caller goes on, by what the gate says of the frame, of a call that it made.
+pub(super) fn caller_of(frame: &Frame, answered: &Answered) -> u64 {
+    // The stack pointer is one word higher when the call returns, and the return address one word below the CFA.
+    answered.words[usize::try_from(frame.cfa_offset).unwrap() / 8]
 }
-

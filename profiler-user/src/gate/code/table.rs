@@ -2,12 +2,10 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{
-        AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx,
-    },
+    code_asm::{AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx},
 };
 
-use super::Writer;
+use super::{Writer, here};
 use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, SLOTS};
 
 impl Writer<'_> {
@@ -36,12 +34,15 @@ impl Writer<'_> {
         let (filter, table) = (self.data(layout.filter()), self.data(layout.table()));
         let asm = &mut self.asm;
         let (mut next, mut found) = (asm.create_label(), asm.create_label());
+        // Null is what an empty slot has.
+        asm.test(block, block)?;
+        asm.je(absent)?;
         asm.mov(r11, table)?;
         asm.shl(r10, BUCKET_BYTES.ilog2())?;
         asm.add(r11, r10)?;
         asm.shr(r10, BUCKET_BYTES.ilog2())?;
         asm.mov(eax, SLOTS as i32)?;
-        asm.set_label(&mut next)?;
+        here(asm, &mut next)?;
         asm.cmp(qword_ptr(r11), block)?;
         asm.je(found)?;
         asm.add(r11, 8)?;
@@ -51,7 +52,7 @@ impl Writer<'_> {
         asm.test(byte_ptr(r11 + r10), i32::from(HAS_OVERFLOWED))?;
         asm.jne(unknown)?;
         asm.jmp(absent)?;
-        asm.set_label(&mut found)?;
+        here(asm, &mut found)?;
         // Nobody else has this block, and others only fill slots that are empty.
         asm.mov(qword_ptr(r11), 0)?;
         asm.mov(r11, filter)?;
@@ -75,7 +76,7 @@ impl Writer<'_> {
         asm.mov(r9, table)?;
         asm.add(r11, r9)?;
         asm.mov(r9d, SLOTS as i32)?;
-        asm.set_label(&mut next)?;
+        here(asm, &mut next)?;
         asm.xor(eax, eax)?;
         asm.lock().cmpxchg(qword_ptr(r11), r8)?;
         asm.je(inside)?;
@@ -87,10 +88,10 @@ impl Writer<'_> {
         asm.mov(r11, overflows)?;
         asm.lock().inc(qword_ptr(r11))?;
         asm.jmp(done)?;
-        asm.set_label(&mut inside)?;
+        here(asm, &mut inside)?;
         asm.mov(r11, filter)?;
         asm.lock().inc(byte_ptr(r11 + rcx))?;
-        asm.set_label(&mut done)?;
+        here(asm, &mut done)?;
         asm.mov(rax, r10)
     }
 }

@@ -1,15 +1,20 @@
 //! Gates are run, and compared with a model that does the same in Rust.
 
-use profiler_common::call::{Outcome, Shape};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use profiler_common::{
+    call::{Outcome, Shape},
+    heap::{class_limit_bytes, size_class},
+};
 
 use super::{
-    Budget, Function, Gates, Setting, Stop, Throws, assemble,
+    Budget, CodeError, Function, Gates, Setting, Stop, Throws, assemble,
     scratch::{self, Memory, Seen, answer_with},
 };
 use crate::{
     gate::{
         gaps::{self, GAPS},
-        layout::{BUDGETS, BUDGET_BYTES, CHARGE_BYTES, HAS_OVERFLOWED, Layout, NEXT_GAP, SLOTS},
+        layout::{BUDGET_BYTES, BUDGETS, CHARGE_BYTES, HAS_OVERFLOWED, Layout, NEXT_GAP, SLOTS},
     },
     target::{cover, elf::Code, site::Targets},
 };
@@ -44,19 +49,26 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(shapes: &[Shape], numbers: &mut Numbers, budget: Budget, layout: Layout, interval_bytes: u64) -> Self {
+    fn new(
+        shapes: &[Shape],
+        numbers: &mut Numbers,
+        budget: Budget,
+        layout: Layout,
+        interval_bytes: u64,
+    ) -> Self {
         let code = Memory::new(1 << 16);
         let data = Memory::new(usize::try_from(layout.bytes()).unwrap());
         let functions: Vec<Function> = (0..)
             .zip(shapes)
-            .map(|(place, shape)| {
+            .map(|(place, shape): (u64, _)| {
                 let address = code.address() + place * FUNCTION_BYTES;
                 let prologue = usize::try_from(numbers.below(scratch::PROLOGUES as u64)).unwrap();
                 let bytes = scratch::function(address, prologue);
                 code.write(place * FUNCTION_BYTES, &bytes);
                 let end = address + bytes.len() as u64;
                 let section = Code { offset: address, bytes };
-                let cover = cover::find(&section, address, Some(address..end), &Targets::of(&section)).unwrap();
+                let cover =
+                    cover::find(&section, address, Some(address..end), &Targets::of(&section)).unwrap();
                 let address = cover.offset;
                 let jumps = numbers.below(2) == 0;
                 Function { shape: *shape, address, cover, jumps, throws: Throws::Never }
@@ -157,7 +169,7 @@ impl Model {
     /// Takes a block out: whether it was in there, or `None` where that is not known.
     fn remove(&mut self, block: u64) -> Option<bool> {
         let bucket = self.bucket(block);
-        if self.filter[bucket] == 0 {
+        if self.filter[bucket] == 0 || block == 0 {
             return Some(false);
         }
         if let Some(slot) = self.table[bucket].iter_mut().find(|slot| **slot == block) {
@@ -203,7 +215,8 @@ impl Model {
         let size = match convention.count_argument() {
             0 => of(convention.size_argument()),
             count => {
-                let product = of(count).cast_signed().checked_mul(of(convention.size_argument()).cast_signed());
+                let product =
+                    of(count).cast_signed().checked_mul(of(convention.size_argument()).cast_signed());
                 product.map_or(u64::MAX, i64::cast_unsigned)
             }
         };
@@ -235,7 +248,10 @@ impl Model {
         assert_eq!(data.word(self.layout.overflows()), self.overflows, "overflows");
         assert_eq!(data.word(budget_at).cast_signed(), self.budget, "budget");
         assert_eq!(data.word(budget_at + NEXT_GAP) as u32, self.next, "next gap");
-        assert!(data.bytes(self.layout.filter(), self.layout.buckets()) == self.filter, "filter");
+        let filter = data.bytes(self.layout.filter(), self.layout.buckets());
+        for (bucket, (is, ought)) in filter.iter().zip(&self.filter).enumerate() {
+            assert_eq!(is, ought, "filter of bucket {bucket}, {:x?}", self.table[bucket]);
+        }
         for (place, bucket) in (0..).zip(&self.table) {
             for (slot, block) in (0..).zip(bucket) {
                 let at = self.layout.table() + 8 * (place * SLOTS + slot);
@@ -296,8 +312,19 @@ fn size(numbers: &mut Numbers) -> u64 {
     }
 }
 
-/// Runs calls at random; what they see, give and leave has to be what the model says.
-fn compare(seed: u64, budget: Budget, layout: Layout, blocks: u64, interval_bytes: u64) -> usize {
+/// So many blocks side by side.
+fn blocks(count: u64) -> Vec<u64> {
+    (0..count).map(|index| 0x7f00_0000_1000 + 16 * index).collect()
+}
+
+/// What there was to compare.
+struct Compared {
+    stops: usize,
+    overflows: u64,
+}
+
+/// Runs calls at random on few blocks, so that they meet again; what they see, give and leave has to be what the model says.
+fn compare(seed: u64, budget: Budget, layout: Layout, blocks: &[u64], interval_bytes: u64) -> Compared {
     let mut numbers = Numbers(seed);
     let bench = Bench::new(&SHAPES, &mut numbers, budget, layout, interval_bytes);
     let budget_at = budget_of(&bench, Shape::Size, 0);
@@ -306,10 +333,9 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: u64, interval_byte
     for _ in 0..4_000 {
         let place = usize::try_from(numbers.below(SHAPES.len() as u64)).unwrap();
         let shape = SHAPES[place];
-        // Few blocks, so that they meet again.
         let block = |numbers: &mut Numbers| match numbers.below(12) {
             0 => 0,
-            _ => 0x7f00_0000_1000 + 16 * numbers.below(blocks),
+            _ => blocks[usize::try_from(numbers.below(blocks.len() as u64)).unwrap()],
         };
         let mut arguments = [0; 4].map(|_: u64| numbers.next());
         let mut stored = 0;
@@ -355,14 +381,14 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: u64, interval_byte
                 assert_eq!((call.address, call.rsp), (bench.site(place, Stop::Call), back.rsp[0]), "{what}");
                 assert_eq!((call.arguments, call.r11), (arguments, had), "{what}");
                 let Seen { address, rsp, rax, .. } = *returned;
-                assert_eq!((address, rsp, rax), (bench.site(place, Stop::Return), back.rsp[0], result), "{what}");
+                assert_eq!(
+                    (address, rsp, rax),
+                    (bench.site(place, Stop::Return), back.rsp[0], result),
+                    "{what}"
+                );
                 // While it is called, whoever walks the stack finds the gate's caller.
-                let gate = bench.gates.frames.iter().find(|frame| {
-                    // SAFETY: on this thread's own stack, and still as it was.
-                    frame.return_address == unsafe { (answered.rsp as *const u64).read() }
-                });
-                assert!(gate.is_some(), "{what}");
-                let caller = scratch::caller_of(gate.unwrap(), answered.rsp + 8);
+                let gate = bench.gates.frames.iter().find(|frame| frame.return_address == answered.words[0]);
+                let caller = scratch::caller_of(gate.expect(&what), &answered);
                 assert!(!scratch::is_in(&bench.gates, bench.setting.code_address, caller), "{what}");
             }
             other => panic!("{what}: {other:x?}"),
@@ -370,24 +396,28 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: u64, interval_byte
         stops += seen.len();
     }
     model.assert_equals(&bench, budget_at);
-    stops
+    Compared { stops, overflows: model.overflows }
 }
 
 #[test]
 fn gates_do_what_the_model_does_by_thread() {
     for seed in 1..=20 {
-        let stops = compare(seed, Budget::OfThread, Layout::for_blocks(0), 200, 2_000);
-        assert!(stops > 500, "{stops}");
+        let compared = compare(seed, Budget::OfThread, Layout::for_blocks(0), &blocks(200), 2_000);
+        assert!(compared.stops > 500, "{}", compared.stops);
     }
 }
 
 #[test]
 fn gates_do_what_the_model_does_where_buckets_overflow() {
     let layout = Layout::for_blocks(0);
-    for seed in 1..=5 {
-        // Every call is in the sample, and there are more blocks than there is room for.
-        let mut numbers = Numbers(seed);
-        assert!(compare(numbers.next(), Budget::OfThread, layout, 1 << 17, 1) > 4_000);
+    // More than two buckets have room for.
+    let crowded = |block: &u64| layout.bucket_of(*block) < 2;
+    let blocks: Vec<u64> = blocks(1 << 18).into_iter().filter(crowded).collect();
+    assert!(blocks.len() > 20, "{}", blocks.len());
+    for seed in 1..=10 {
+        // Every call is in the sample.
+        let compared = compare(seed, Budget::OfThread, layout, &blocks, 1);
+        assert!(compared.overflows > 10, "{}", compared.overflows);
     }
 }
 
@@ -401,17 +431,149 @@ fn gates_do_what_the_model_does_by_processor() {
     let offset = i32::try_from(unsafe { offset.read() }).unwrap();
     stay_on_this_cpu();
     for seed in 1..=20 {
-        let stops = compare(seed, Budget::OfCpu { offset }, Layout::for_blocks(0), 200, 2_000);
-        assert!(stops > 500, "{stops}");
+        let compared = compare(seed, Budget::OfCpu { offset }, Layout::for_blocks(0), &blocks(200), 2_000);
+        assert!(compared.stops > 500, "{}", compared.stops);
     }
 }
 
 /// Otherwise the budget would be another one now and then.
 fn stay_on_this_cpu() {
-    // SAFETY: a set of bits, for which zeros are valid; the calls read and write no more than it.
-    unsafe {
-        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap(), &mut cpus);
-        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus), 0);
+    // SAFETY: it takes nothing.
+    let cpu = usize::try_from(unsafe { libc::sched_getcpu() }).unwrap();
+    // SAFETY: a set of bits, for which zeros are valid.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a processor that there is has a bit.
+    unsafe { libc::CPU_SET(cpu, &mut cpus) };
+    // SAFETY: the call reads no more than the set.
+    let set = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus) };
+    assert_eq!(set, 0);
+}
+
+/// All blocks of a size class are to have the same chance, which is known: what the budget had says where in the block the first
+/// sampled byte lies, and those blocks count in which it lies among as many bytes as the smallest of the class is charged.
+#[test]
+fn blocks_of_a_class_are_sampled_alike() {
+    let mut numbers = Numbers(7);
+    let interval_bytes = 4_000;
+    let layout = Layout::for_blocks(0);
+    let bench = Bench::new(&[Shape::Size], &mut numbers, Budget::OfThread, layout, interval_bytes);
+    budget_of(&bench, Shape::Size, 0);
+    for (class, calls) in [(0, 20_000), (9, 20_000), (25, 6_000), (40, 500)] {
+        let smallest = if class == 0 { 0 } else { class_limit_bytes(class - 1) + 1 };
+        let charged = smallest + CHARGE_BYTES as u64;
+        let mut kept = 0;
+        for _ in 0..calls {
+            let size = smallest + numbers.below(class_limit_bytes(class) - smallest + 1);
+            assert_eq!(size_class(size), class);
+            answer_with(0);
+            scratch::call(bench.entry(0), [size, 0, 0, 0]);
+            kept += scratch::seen().iter().filter(|seen| is_kept(&bench, seen, charged)).count();
+            // As the profiler does it: no gap is used twice.
+            let gap = numbers.below(GAPS as u64);
+            let fresh = gaps::draw(interval_bytes, || numbers.next())[0];
+            bench.data.write(layout.gaps() + 8 * gap, &fresh.to_le_bytes());
+        }
+        scratch::answered();
+        let chance = -(-(charged as f64) / interval_bytes as f64).exp_m1();
+        let (expected, calls) = (chance * f64::from(calls), f64::from(calls));
+        let error = (calls * chance * (1.0 - chance)).sqrt();
+        assert!(
+            (kept as f64 - expected).abs() < 4.5 * error + 1e-9,
+            "class {class}: {kept}, not {expected} ± {error}"
+        );
     }
+}
+
+fn is_kept(bench: &Bench, seen: &Seen, charged: u64) -> bool {
+    seen.address == bench.site(0, Stop::Call) && seen.r11 < charged
+}
+
+/// A function that throws where there is no memory is called by the gate only if it will not.
+#[test]
+fn nothing_of_the_gate_is_on_the_stack_of_a_function_that_throws() {
+    let mut numbers = Numbers(3);
+    let layout = Layout::for_blocks(0);
+    let mut bench = Bench::new(&[Shape::Size, Shape::Size], &mut numbers, Budget::OfThread, layout, 1);
+    bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments: 1 };
+    bench.gates = assemble(&bench.functions, &bench.setting).unwrap();
+    bench.code.write(GATES_AT, &bench.gates.bytes);
+    bench.open();
+    // There is memory: the other one gives it, and its own gate sees nothing of that.
+    answer_with(0x1230);
+    let back = scratch::call(bench.entry(0), [64, 2, 3, 4]);
+    assert_eq!((back.rax, back.kept, back.rsp[0]), (0x1230, scratch::KEPT, back.rsp[1]));
+    let [answered] = *scratch::answered() else { panic!("it was called once") };
+    assert_eq!((answered.arguments[0], answered.arguments[1]), (64, bench.setting.data_address));
+    assert!(scratch::is_in(&bench.gates, bench.setting.code_address, answered.words[0]));
+    let stops: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
+    assert_eq!(stops, [bench.site(0, Stop::Call), bench.site(0, Stop::Return)]);
+    // There is none: the function itself is asked, with what its caller gave it, and returns to that.
+    answer_with(0x4560);
+    answer_with(0);
+    let back = scratch::call(bench.entry(0), [64, 2, 3, 4]);
+    assert_eq!((back.rax, back.kept, back.rsp[0]), (0x4560, scratch::KEPT, back.rsp[1]));
+    let [other, own] = *scratch::answered() else { panic!("both were called") };
+    assert!(scratch::is_in(&bench.gates, bench.setting.code_address, other.words[0]));
+    assert_eq!((own.arguments, own.rsp), ([64, 2, 3, 4], back.rsp[0]));
+    let stops: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
+    assert_eq!(stops, [bench.site(0, Stop::Call)], "its return is not seen, as if it had thrown");
+    assert_eq!(bench.data.word(layout.inside()), 0);
+}
+
+#[test]
+fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
+    let mut numbers = Numbers(3);
+    let bench =
+        Bench::new(&[Shape::Size, Shape::Free], &mut numbers, Budget::OfThread, Layout::for_blocks(0), 1);
+    let with = |throws, shape| {
+        let mut functions = bench.functions.clone();
+        (functions[0].throws, functions[0].shape) = (throws, shape);
+        assemble(&functions, &bench.setting)
+    };
+    for counterpart in [0, 1, 2] {
+        let throws = Throws::Unless { counterpart, arguments: 1 };
+        assert!(matches!(with(throws, Shape::Size), Err(CodeError::Throws { .. })), "{counterpart}");
+    }
+    for shape in [Shape::Map, Shape::Unmap, Shape::Destroy, Shape::Unsized] {
+        assert!(matches!(with(Throws::Never, shape), Err(CodeError::Shape { .. })), "{shape:?}");
+    }
+    let far = Setting { code_address: 0x1000, ..bench.setting };
+    assert!(matches!(assemble(&bench.functions, &far), Err(CodeError::Encode { .. })));
+}
+
+/// Many threads at once take blocks and give them back, also to each other: in the end none is left in the table.
+#[test]
+fn threads_leave_nothing_behind() {
+    let mut numbers = Numbers(11);
+    let layout = Layout::for_blocks(0);
+    let shapes = [Shape::Size, Shape::Free];
+    let bench = Bench::new(&shapes, &mut numbers, Budget::OfThread, layout, 64);
+    let next = AtomicU64::new(0x7f00_0000_0010);
+    let calls = 3_000;
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut kept = Vec::new();
+                for call in 0..calls {
+                    let block = next.fetch_add(16, Ordering::Relaxed);
+                    answer_with(block);
+                    assert_eq!(scratch::call(bench.entry(0), [call % 200, 0, 0, 0]).rax, block);
+                    kept.push(block);
+                    if kept.len() > 100 {
+                        scratch::call(bench.entry(1), [kept.swap_remove(call as usize % 100), 0, 0, 0]);
+                    }
+                    scratch::answered();
+                    scratch::seen();
+                }
+                for block in kept {
+                    scratch::call(bench.entry(1), [block, 0, 0, 0]);
+                }
+            });
+        }
+    });
+    assert_eq!(bench.data.word(layout.inside()), 0);
+    assert_eq!(bench.data.word(layout.overflows()), 0);
+    assert!(bench.data.bytes(layout.filter(), layout.buckets()).iter().all(|entries| *entries == 0));
+    let slots = layout.buckets() * SLOTS;
+    assert!((0..slots).all(|slot| bench.data.word(layout.table() + 8 * slot) == 0));
 }

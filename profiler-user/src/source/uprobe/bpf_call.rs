@@ -112,8 +112,10 @@ pub(super) fn link_multi(
     let mut attributes = no_attributes();
     attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
     attributes.link_create.attach_type = attach_type;
-    // SAFETY: all of this part of the union is zero, of which any bits are a valid struct.
-    let multi = unsafe { &mut attributes.link_create.__bindgen_anon_3.uprobe_multi };
+    // SAFETY: all of the union is zero, of which any bits are a valid struct.
+    let link = unsafe { &mut attributes.link_create };
+    // SAFETY: the same of this part of it.
+    let multi = unsafe { &mut link.__bindgen_anon_3.uprobe_multi };
     multi.path = places.path.as_ptr() as u64;
     multi.offsets = places.offsets.as_ptr() as u64;
     multi.cookies = places.cookies.as_ptr() as u64;

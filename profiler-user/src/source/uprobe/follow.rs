@@ -188,21 +188,21 @@ pub(super) fn attach_to(
     let loader =
         known_loaders.and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));
     let sites = |has_calls| sites::of_allocators(findings.numbered().skip(known), space, has_calls);
-    if let Some(multi) = kernel.multi() {
-        if has_leader(process.pid()) {
-            let mut probes = Probes::default();
-            let attached = probes.attach_at_once(multi, &sites(multi.has_sessions()), process.pid());
-            if let (Ok(()), Some((loader, site))) = (&attached, &loader) {
-                probes.add_loader(*loader);
-                warn_without(probes.attach_at_once(multi, std::slice::from_ref(site), process.pid()));
-            }
-            match attached {
-                Ok(()) if process.has_ended() => return Err(gone().into()),
-                // Had it ended before, the kernel may have put them nowhere.
-                Ok(()) if has_leader(process.pid()) => return Ok(probes),
-                Err(error) if !error.thread_is_gone() => return Err(error.into()),
-                Ok(()) | Err(_) => {}
-            }
+    if let Some(multi) = kernel.multi()
+        && has_leader(process.pid())
+    {
+        let mut probes = Probes::default();
+        let attached = probes.attach_at_once(multi, &sites(multi.has_sessions()), process.pid());
+        if let (Ok(()), Some((loader, site))) = (&attached, &loader) {
+            probes.add_loader(*loader);
+            warn_without(probes.attach_at_once(multi, std::slice::from_ref(site), process.pid()));
+        }
+        match attached {
+            Ok(()) if process.has_ended() => return Err(gone().into()),
+            // Had it ended before, the kernel may have put them nowhere.
+            Ok(()) if has_leader(process.pid()) => return Ok(probes),
+            Err(error) if !error.thread_is_gone() => return Err(error.into()),
+            Ok(()) | Err(_) => {}
         }
     }
     let sites = sites(false);
