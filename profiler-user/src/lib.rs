@@ -10,6 +10,9 @@ pub mod target;
 #[cfg(test)]
 mod allocations;
 
+#[cfg(test)]
+mod numbers;
+
 pub mod gate;
 
 pub mod source;

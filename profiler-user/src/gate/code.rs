@@ -16,6 +16,12 @@ mod release;
 mod scratch;
 
 #[cfg(test)]
+mod bench;
+
+#[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests;
 
 use iced_x86::{

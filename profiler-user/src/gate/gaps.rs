@@ -24,17 +24,12 @@ fn gap(interval_bytes: u64, random: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
 
     #[test]
     fn gaps_are_distributed_exponentially() {
-        // xorshift (Marsaglia 2003): the same numbers in every run.
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut number = || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut numbers = Numbers::new();
+        let mut number = || numbers.next();
         let interval_bytes = 512 << 10;
         let mut gaps: Vec<i64> = (0..16).flat_map(|_| draw(interval_bytes, &mut number)).collect();
         gaps.sort_unstable();

@@ -100,6 +100,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
 
     #[test]
     fn the_parts_follow_each_other_and_lines_are_whole() {
@@ -121,14 +122,8 @@ mod tests {
 
     #[test]
     fn blocks_that_lie_side_by_side_are_spread() {
-        // xorshift (Marsaglia 2003): the same numbers in every run.
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut number = || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut numbers = Numbers::new();
+        let mut number = || numbers.next();
         let layout = Layout::for_blocks(0);
         for stride in (16..=2048).step_by(16).chain([4096, 8192, 65_536, 1 << 20]) {
             let mut entries = vec![0_u64; 1 << 13];

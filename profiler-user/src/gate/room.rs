@@ -45,6 +45,7 @@ pub fn near(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
 
     const PAGE: u64 = 4096;
     const LIBRARY: Range<u64> = 0x7f00_0000_0000..0x7f00_0020_0000;
@@ -80,14 +81,8 @@ mod tests {
 
     #[test]
     fn whatever_is_mapped_what_is_found_overlaps_nothing_and_is_near() {
-        // xorshift (Marsaglia 2003): the same numbers in every run.
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut number = || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
+        let mut numbers = Numbers::new();
+        let mut number = || numbers.next();
         let mut found = 0;
         for _ in 0..2_000 {
             let mut at = 0x1_0000 + (number() % (1 << 20)) * PAGE;

@@ -13,7 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     attach::Link,
-    kernel::{FREE, Kernel, KernelError, RETURNS},
+    kernel::{Kernel, KernelError},
+    loading::{FREE, RETURNS},
     multi::Multi,
 };
 use crate::source::cost::TrapCost;

@@ -16,9 +16,10 @@ use super::{
     capture::CaptureError,
     drain::Drain,
     inherited::Inherited,
-    kernel::{Kernel, KernelError, Targets},
+    kernel::{Kernel, KernelError},
     left_behind::LeftBehind,
     recording::{Programs, RecordError, Recording, lock},
+    targets::Targets,
     totals::Read,
     watched::Forked,
 };

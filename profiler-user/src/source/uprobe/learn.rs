@@ -11,10 +11,11 @@ use profiler_common::unwind::{Frame, Regs, Row, WalkEnd};
 use super::{
     capture::{Capture, CaptureError, Walked},
     copy::StackCopy,
-    kernel::{SharedTeaching, Targets, Teaching},
     records::{Copied, Miss},
     stacks::StackTable,
+    targets::Targets,
     taught::Taught,
+    teaching::{SharedTeaching, Teaching},
     watched::Forked,
 };
 use crate::target::{

@@ -14,6 +14,12 @@ mod run_counts;
 
 mod multi;
 
+mod targets;
+
+mod teaching;
+
+mod loading;
+
 mod kernel;
 
 mod tracefs;

@@ -28,7 +28,8 @@ use nix::errno::Errno;
 
 use super::{
     bpf_call::{self, Code, Places},
-    kernel::{CALL, KernelError, RETURNS, refused},
+    kernel::{KernelError, refused},
+    loading::{CALL, RETURNS},
     run_counts::RunCounts,
 };
 

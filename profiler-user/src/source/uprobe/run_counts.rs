@@ -10,7 +10,7 @@ use aya::maps::{MapData, PerCpuArray};
 
 use super::{
     bpf_call,
-    kernel::{RETURNS, STEPPED},
+    loading::{RETURNS, STEPPED},
 };
 use crate::source::cost::Hits;
 

@@ -7,7 +7,7 @@ use profiler_common::{
     counters::Counter,
 };
 
-use super::kernel::{CALL, FREE, RETURNS};
+use super::loading::{CALL, FREE, RETURNS};
 use crate::target::{
     allocator::Allocator,
     hooks::Back,

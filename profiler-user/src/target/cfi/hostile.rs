@@ -12,25 +12,9 @@ use super::{
     assemble::{ADVANCE, ADVANCE4, EhFrame, REMEMBER, RESTORE, SAME_VALUE, elf_with_section},
     table::Table,
 };
-use crate::{allocations::largest, target::hostile};
+use crate::{allocations::largest, numbers::Numbers, target::hostile};
 
 const UNSUPPORTED: Option<Row> = Some(Row::stop(WalkEnd::Unsupported));
-
-/// A small generator of numbers, the same in every run (xorshift, Marsaglia 2003).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next()).unwrap_or(0) % limit
-    }
-}
 
 fn small_library() -> Vec<u8> {
     std::fs::read("/lib/x86_64-linux-gnu/libdl.so.2").expect("a small library of glibc's")
@@ -101,8 +85,8 @@ fn a_file_with_wrong_bytes_never_panics() {
             2 => (frames, 1024.min(image.len() - frames)),
             _ => (0, image.len()),
         };
-        for _ in 0..=numbers.below(16) {
-            let at = from + numbers.below(span);
+        for _ in 0..=numbers.place(16) {
+            let at = from + numbers.place(span);
             image[at] = numbers.next().to_le_bytes()[0];
         }
         ask(image);
@@ -113,9 +97,9 @@ fn a_file_with_wrong_bytes_never_panics() {
 fn random_programs_never_panic() {
     let mut numbers = Numbers(88_172_645_463_325_252);
     for _ in 0..20_000 {
-        let length = numbers.below(24);
+        let length = numbers.place(24);
         let program: Vec<u8> = (0..length).map(|_| numbers.next().to_le_bytes()[0]).collect();
-        let start = if numbers.below(2) == 0 { 0x1000 } else { u64::MAX - 8 };
+        let start = if numbers.place(2) == 0 { 0x1000 } else { u64::MAX - 8 };
         let bytes = EhFrame::new().cie("zR", &program).function(start, 16, &program).finish();
         let table = Table::eh_frame(numbers.next(), bytes, None);
         for svma in [0, 0xfff, 0x1000, 0x100f, u64::MAX - 8, u64::MAX] {
