@@ -9,7 +9,7 @@ use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{self, Recording, path_str};
 use heaptap_tests::process::{Lines, Process};
 use heaptap_tests::profile::Profile;
-use heaptap_tests::text::changed_text;
+use heaptap_tests::text::text_left_changed;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
 
@@ -40,8 +40,9 @@ fn a_second_interrupt_stops_at_once() {
     stderr.find("the end", |line| line.starts_with("heaptap: finishing"));
     process.signal(Signal::INT);
     assert_eq!(process.wait().signal(), Some(Signal::INT.as_raw()));
-    guest.command("run");
-    assert_eq!(changed_text(guest.pid()), Vec::<String>::new(), "probes are left in the target");
+    let pid = guest.pid();
+    let left = text_left_changed(pid, || drop(guest.command("run")));
+    assert_eq!(left, Vec::<String>::new(), "probes are left in the target");
     guest.exit();
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::Recording;
 use heaptap_tests::profile::Profile;
-use heaptap_tests::text::changed_text;
+use heaptap_tests::text::{changed_text, text_left_changed};
 use rustix::process::Signal;
 
 /// Records a guest that ends by itself; everything up to then is in the profile.
@@ -216,16 +216,11 @@ fn a_child_that_is_not_followed_is_freed_of_its_parents_probes() {
     let answer = guest.command("fork");
     let child = answer.iter().find_map(|line| line.strip_prefix("pid ")?.trim().parse().ok());
     let child: u32 = child.unwrap_or_else(|| panic!("no child: {answer:?}"));
-    let mut left = changed_text(child);
-    for _ in 0..1000 {
-        if left.is_empty() {
-            break;
-        }
-        // Each takes as long as the child needs to answer.
+    // Each step takes as long as the child needs to answer.
+    let left = text_left_changed(child, || {
         guest.command("child allocate");
         guest.command("child release 1");
-        left = changed_text(child);
-    }
+    });
     assert_eq!(left, Vec::<String>::new(), "probes are left in the child");
     assert!(!changed_text(guest.pid()).is_empty(), "the parent is recorded on");
     guest.command("allocate");
@@ -257,15 +252,8 @@ fn a_target_outlives_a_killed_recorder_without_a_trace() {
     let ended = recording.wait();
     assert_eq!(ended.outcome.code, None, "{ended:#?}");
 
-    let mut left = changed_text(guest.pid());
-    // The kernel takes probes out when the last descriptor goes, which may be after the process has.
-    for _ in 0..100 {
-        if left.is_empty() {
-            break;
-        }
-        guest.command("advance 1000");
-        left = changed_text(guest.pid());
-    }
+    let pid = guest.pid();
+    let left = text_left_changed(pid, || drop(guest.command("advance 1000")));
     assert_eq!(left, Vec::<String>::new(), "probes are left in the target");
 
     let before = guest.number("iterations");
