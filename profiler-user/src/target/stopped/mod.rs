@@ -9,6 +9,7 @@
 
 mod error;
 mod memory;
+mod repeat;
 mod request;
 mod step;
 mod syscall;

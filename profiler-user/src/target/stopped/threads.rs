@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     super::process::status,
-    StopError,
+    StopError, repeat,
     request::{self, Event},
 };
 
@@ -189,7 +189,8 @@ impl Threads {
                 Ok(registers) if registers.cs == USER32_CS => {
                     return Err(StopError::Bits32 { pid: self.pid, thread });
                 }
-                Ok(_) => {}
+                Ok(registers) => repeat::if_interrupted(thread, registers)
+                    .map_err(self.failed(thread, "made to repeat its system call"))?,
                 Err(_) => {
                     self.states.remove(&thread);
                     is_whole = false;
