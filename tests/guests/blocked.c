@@ -4,12 +4,15 @@
  * `block` starts the former and is done when each is about to wait; `waiting` prints how many the kernel shows to wait, `end`
  * wakes them and prints what each call returned. `count N` starts N threads, `counted` is done when each has counted on.
  * `churn` starts threads that start threads. `signals` prints how many signals have come. `step` has a thread call a function
- * for ever and prints where that is.
+ * for ever and prints where that is. `filter` has all system calls filtered. `vfork` has a thread wait for a child where nothing
+ * interrupts it, until `join`.
  */
 #include "ledger.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
@@ -220,10 +223,10 @@ static void signals(const char *argument)
             say("came %d %d", signal, (int)came[signal]);
 }
 
-/* Of a length that every step changes the place in. */
+/* Of instructions that take their time, so that a thread is found at each of them. */
 __attribute__((naked, noinline, used)) static void inner(void)
 {
-    __asm__("nop\n nop\n nop\n nop\n nop\n nop\n nop\n nop\n ret\n");
+    __asm__("pause\n pause\n pause\n pause\n pause\n pause\n pause\n pause\n ret\n");
 }
 
 static void *within(void *argument)
@@ -246,12 +249,54 @@ static void step(const char *argument)
     say("inner %lu", (unsigned long)(uintptr_t)inner);
 }
 
+static void filter(const char *argument)
+{
+    (void)argument;
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = { 1, &allow };
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        fatal("no filter");
+}
+
+static int child_pipe[2];
+static pthread_t parent;
+
+static void *wait_for_child(void *argument)
+{
+    char byte;
+    pid_t child = vfork();
+    if (child < 0)
+        fatal("no child");
+    if (!child) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        _exit(read(child_pipe[0], &byte, 1) == 1 ? 0 : 1);
+    }
+    return argument;
+}
+
+static void start_child(const char *argument)
+{
+    (void)argument;
+    if (pipe(child_pipe))
+        fatal("no pipe");
+    pthread_create(&parent, NULL, wait_for_child, NULL);
+}
+
+static void join(const char *argument)
+{
+    (void)argument;
+    if (write(child_pipe[1], "x", 1) != 1)
+        fatal("no child");
+    pthread_join(parent, NULL);
+}
+
 int main(void)
 {
     static const struct command commands[] = {
         { "block", block },     { "waiting", waiting }, { "end", end },         { "count", count },
         { "counted", counted }, { "churn", churn },     { "churned", churned }, { "signals", signals },
-        { "step", step },       { NULL, NULL },
+        { "step", step },       { "filter", filter },   { "vfork", start_child }, { "join", join },
+        { NULL, NULL },
     };
     struct sigaction action = { .sa_handler = take };
     sigaction(SIGUSR1, &action, NULL);

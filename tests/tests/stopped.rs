@@ -117,7 +117,6 @@ fn two_hundred_threads_are_stopped_and_go_on() {
         times.push((took, stopped.release()));
         guest.command("counted");
     }
-    times.sort();
     println!("200 running threads, until all are stopped and until all are released: {times:?}");
     guest.exit();
 }
@@ -194,7 +193,8 @@ fn threads_that_come_and_go_do_not_break_it() {
 fn threads_are_stepped_out_of_what_is_to_be_changed() {
     let mut guest = Guest::start("blocked");
     let inner = guest.number("step");
-    let range = inner..inner + 9;
+    // Eight instructions of two bytes, and the return.
+    let range = inner..inner + 17;
     let is_inside = |stopped: &Stopped| {
         stopped
             .registers()
@@ -207,9 +207,8 @@ fn threads_are_stepped_out_of_what_is_to_be_changed() {
         let stopped = stop(&guest);
         if is_inside(&stopped) {
             inside += 1;
-            let stuck =
-                stopped.step_out(std::slice::from_ref(&(0..u64::MAX)), 3).expect_err("there is no way out");
-            assert!(matches!(stuck, StopError::Inside { steps: 3, .. }), "{stuck:?}");
+            let stuck = stopped.step_out(std::slice::from_ref(&range), 0).expect_err("no step is allowed");
+            assert!(matches!(stuck, StopError::Inside { steps: 0, .. }), "{stuck:?}");
         }
         stopped.step_out(std::slice::from_ref(&range), 16).expect("ten steps are enough");
         assert!(!is_inside(&stopped));
@@ -278,6 +277,38 @@ fn what_cannot_be_stopped_is_refused_with_its_reason() {
     let refused = Stopped::all(process.pid(), LIMIT).expect_err("it is not for us");
     assert!(matches!(refused, StopError::Bits32 { .. }), "{refused:?}");
     until_states(process.pid(), "asleep", |state| state == 'S');
+}
+
+/// A filter's answer to a call that it does not know may be to kill.
+#[test]
+fn a_process_with_filtered_calls_is_refused() {
+    let mut guest = Guest::start("blocked");
+    guest.command("filter");
+    let refused = Stopped::all(guest.pid(), LIMIT).expect_err("its calls are filtered");
+    assert!(matches!(refused, StopError::Filtered { mode: 2, .. }), "{refused:?}");
+    guest.exit();
+}
+
+/// Nothing but a kill ends the wait for what vfork has started.
+#[test]
+fn a_thread_that_nothing_interrupts_is_named_and_all_others_go_on() {
+    let mut guest = Guest::start("blocked");
+    guest.command("count 3");
+    guest.command("vfork");
+    let deadline = Instant::now() + PATIENCE;
+    while !states(guest.pid()).contains('D') {
+        assert!(Instant::now() < deadline, "{}", states(guest.pid()));
+    }
+    for _ in 0..10 {
+        let late = Stopped::all(guest.pid(), Duration::from_millis(20)).expect_err("it cannot be stopped");
+        let StopError::NotInTime { state, .. } = &late else { panic!("{late:?}") };
+        assert!(state.starts_with('D'), "{late}");
+        guest.command("counted");
+    }
+    // It would stop now, if it were still asked to.
+    guest.command("join");
+    stop(&guest).release();
+    guest.exit();
 }
 
 /// Another process of this program, that stops the one with this PID and holds it.

@@ -14,6 +14,7 @@ mod request;
 mod step;
 mod syscall;
 mod threads;
+mod urgent;
 
 use std::{
     ops::Range,
@@ -136,6 +137,7 @@ fn trace(
     tell: &Sender<Result<(), StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
+    urgent::be_first();
     let began = Instant::now();
     let (mut threads, outcome) = Threads::stop(pid, limit);
     let is_stopped = outcome.is_ok();

@@ -47,7 +47,7 @@ impl Threads {
         let mut signal = 0;
         for _ in 0..steps {
             request::step(thread, signal).map_err(self.failed(thread, "stepped"))?;
-            signal = match self.next(thread, Instant::now() + STEP_LIMIT)? {
+            signal = match self.next(thread, Instant::now(), STEP_LIMIT)? {
                 Event::Signal(met) if Event::is_group_stop(met) => met,
                 _ => 0,
             };

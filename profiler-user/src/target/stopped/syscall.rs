@@ -85,17 +85,17 @@ impl Threads {
 
     /// Lets a thread go that stands before the instruction, up to behind it.
     fn through(&mut self, thread: i32, number: u64) -> Result<u64, StopError> {
-        let deadline = Instant::now() + CALL_LIMIT;
+        let began = Instant::now();
         let (mut is_inside, mut is_late, mut signal) = (false, false, 0);
         for _ in 0..DETOURS_LIMIT {
             request::until_call(thread, signal).map_err(self.failed(thread, "let go"))?;
             signal = 0;
-            let event = match self.next(thread, deadline) {
+            let event = match self.next(thread, began, CALL_LIMIT) {
                 // One last chance: a call that can be interrupted has an end, if no good one.
                 Err(StopError::NotInTime { .. }) if !is_late => {
                     is_late = true;
                     request::interrupt(thread).map_err(self.failed(thread, "interrupted"))?;
-                    self.next(thread, Instant::now() + CALL_LIMIT)?
+                    self.next(thread, Instant::now(), CALL_LIMIT)?
                 }
                 event => event?,
             };
@@ -112,7 +112,7 @@ impl Threads {
                 Event::Stop(_) | Event::Running | Event::Ended => {}
             }
         }
-        Err(self.not_in_time(thread))
+        Err(self.not_in_time(thread, CALL_LIMIT))
     }
 
     /// The thread to do it, and its registers: best one that waits in a system call, for that is in no sequence of instructions

@@ -17,6 +17,9 @@ use super::{
 /// How often it is looked before there is a pause between the looks, which would be longer than most stops take.
 const LOOKS_WITHOUT_PAUSE: u32 = 64;
 
+/// Threads that are looked at in next to no time.
+const FEW: usize = 4;
+
 /// The pause: short beside what a stop may take, long beside what a look costs.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -138,7 +141,8 @@ impl Threads {
             if Instant::now() > deadline {
                 return Err(self.late());
             }
-            looks = pause(looks);
+            // To look at many takes as long as a pause, and from a processor that they need.
+            looks = pause(if waiting.len() > FEW { looks.max(LOOKS_WITHOUT_PAUSE) } else { looks });
             if looks % LOOKS_WITHOUT_PAUSE == 0 {
                 // The end of a first thread is not told of before all others have ended.
                 waiting.retain(|thread| !self.is_ended(*thread));
@@ -204,13 +208,13 @@ impl Threads {
     ///
     /// Only then does the kernel look at the registers anew, and goes on with a system call that it had begun.
     pub(super) fn settle(&mut self, thread: i32, limit: Duration) -> Result<(), StopError> {
-        let deadline = Instant::now() + limit;
+        let began = Instant::now();
         let mut signal = 0;
         for _ in 0..DETOURS_LIMIT {
             request::interrupt(thread).map_err(self.failed(thread, "interrupted"))?;
             // Fails for one that has not stopped, and then the interruption does it.
             let _ = request::go_on(thread, signal);
-            match self.next(thread, deadline)? {
+            match self.next(thread, began, limit)? {
                 Event::Stop(signal) => {
                     self.states.insert(thread, State::Stopped { by_group: Event::is_group_stop(signal) });
                     return Ok(());
@@ -220,15 +224,15 @@ impl Threads {
                 _ => signal = 0,
             }
         }
-        Err(self.not_in_time(thread))
+        Err(self.not_in_time(thread, limit))
     }
 
     /// Waits for a thread that was let go.
-    pub(super) fn next(&mut self, thread: i32, deadline: Instant) -> Result<Event, StopError> {
+    pub(super) fn next(&mut self, thread: i32, began: Instant, limit: Duration) -> Result<Event, StopError> {
         let mut looks = 0;
         loop {
             match request::event(thread, self.reaps(thread)) {
-                Event::Running if Instant::now() > deadline => return Err(self.not_in_time(thread)),
+                Event::Running if began.elapsed() > limit => return Err(self.not_in_time(thread, limit)),
                 Event::Running => looks = pause(looks),
                 Event::Ended => {
                     self.states.remove(&thread);
@@ -290,15 +294,15 @@ impl Threads {
     fn late(&self) -> StopError {
         let late = self.states.iter().find(|(_, state)| **state == State::Stopping);
         match late {
-            Some((thread, _)) => self.not_in_time(*thread),
+            Some((thread, _)) => self.not_in_time(*thread, self.limit),
             None => StopError::TooMany { pid: self.pid, limit: self.limit },
         }
     }
 
-    pub(super) fn not_in_time(&self, thread: i32) -> StopError {
+    pub(super) fn not_in_time(&self, thread: i32, limit: Duration) -> StopError {
         let (name, state) = status(thread)
             .map_or_else(|_| (String::new(), "unknown".to_owned()), |status| (status.name, status.state));
-        StopError::NotInTime { pid: self.pid, thread, name, state, limit: self.limit }
+        StopError::NotInTime { pid: self.pid, thread, name, state, limit }
     }
 }
 
