@@ -5,7 +5,7 @@
  * wakes them and prints what each call returned. `count N` starts N threads, `counted` is done when each has counted on.
  * `churn` starts threads that start threads. `signals` prints how many signals have come. `step` has a thread call a function
  * for ever and prints where that is. `filter` has all system calls filtered. `vfork` has a thread wait for a child where nothing
- * interrupts it, until `join`.
+ * interrupts it, until `join`. `spin` prints where a word is and computes until it is not 0.
  */
 #include "ledger.h"
 
@@ -173,6 +173,16 @@ static void count(const char *argument)
     counted("");
 }
 
+static volatile unsigned long spun, spin_ends;
+
+static void spin(const char *argument)
+{
+    (void)argument;
+    say("word %lu", (unsigned long)(uintptr_t)&spin_ends);
+    while (!spin_ends)
+        spun++;
+}
+
 static atomic_ulong births;
 
 static void *be_born(void *argument)
@@ -296,7 +306,7 @@ int main(void)
         { "block", block },     { "waiting", waiting }, { "end", end },         { "count", count },
         { "counted", counted }, { "churn", churn },     { "churned", churned }, { "signals", signals },
         { "step", step },       { "filter", filter },   { "vfork", start_child }, { "join", join },
-        { NULL, NULL },
+        { "spin", spin },       { NULL, NULL },
     };
     struct sigaction action = { .sa_handler = take };
     sigaction(SIGUSR1, &action, NULL);
