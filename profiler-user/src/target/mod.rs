@@ -79,6 +79,8 @@ pub mod family;
 
 pub mod hooks;
 
+pub mod stopped;
+
 pub mod allocator;
 
 pub mod prerequisites;

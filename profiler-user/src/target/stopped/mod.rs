@@ -1,0 +1,154 @@
+//! A process all of whose threads are stopped for a moment, so that it can be changed.
+//!
+//! ptrace(2) stops them (`PTRACE_SEIZE`, `PTRACE_INTERRUPT`), which neither sends signals nor ends a stop by SIGSTOP, and which
+//! the kernel undoes when the tracer ends, however that comes. The kernel knows threads for tracers: the requests come from a
+//! thread that is made for them, and whose end releases even what had not stopped yet and could not be let go.
+//!
+//! If the process is a child of ours, nobody may wait for it meanwhile with anything but its own end in mind: a plain
+//! `waitpid` would be told of the stops in the place of this.
+
+mod error;
+mod memory;
+mod repeat;
+mod request;
+mod step;
+mod syscall;
+mod threads;
+mod urgent;
+
+use std::{
+    ops::Range,
+    sync::mpsc::{self, Receiver, Sender},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+pub use error::StopError;
+pub use libc::user_regs_struct as Registers;
+use threads::Threads;
+
+/// Something to be done by the thread that traces.
+type Task = Box<dyn FnOnce(&mut Threads) + Send>;
+
+/// All threads of a process, stopped until this is dropped or released.
+#[derive(Debug)]
+pub struct Stopped {
+    pid: u32,
+    tasks: Option<Sender<Task>>,
+    tracer: Option<JoinHandle<Duration>>,
+}
+
+impl Stopped {
+    /// Stops all threads of a process, or none where that takes longer than `limit`.
+    ///
+    /// A process that SIGSTOP has stopped is so still when it is released, and signals that come meanwhile arrive then.
+    pub fn all(pid: u32, limit: Duration) -> Result<Self, StopError> {
+        let (tasks, coming) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let tracer = thread::Builder::new()
+            .name("tracer".to_owned())
+            .spawn(move || trace(pid, limit, &tell, &coming))
+            .map_err(|source| StopError::NoTracer { pid, source: Some(source) })?;
+        // Dropped where it failed: with the tracer's end, everything is let go.
+        let stopped = Self { pid, tasks: Some(tasks), tracer: Some(tracer) };
+        told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
+        Ok(stopped)
+    }
+
+    /// The registers of each thread, by its number; that of one that waits in a system call has `orig_rax` other than -1.
+    pub fn registers(&self) -> Result<Vec<(i32, Registers)>, StopError> {
+        self.ask(|threads| {
+            let asked = threads.states.keys().map(|thread| {
+                let registers = request::registers(*thread);
+                Ok((*thread, registers.map_err(threads.failed(*thread, "asked for its registers"))?))
+            });
+            asked.collect()
+        })
+    }
+
+    /// Reads memory, all of it or none.
+    pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, StopError> {
+        self.ask(move |threads| {
+            let mut bytes = vec![0; length];
+            threads.read(address, &mut bytes)?;
+            Ok(bytes)
+        })
+    }
+
+    /// Writes memory that the process may write to.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
+        let bytes = bytes.to_vec();
+        self.ask(move |threads| threads.write(address, &bytes))
+    }
+
+    /// Writes memory that the process may only read or execute: it gets its own copy of the page.
+    pub fn write_code(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
+        let bytes = bytes.to_vec();
+        self.ask(move |threads| threads.write_code(address, &bytes))
+    }
+
+    /// Has one of the threads execute a system call, and go on as if it had not.
+    ///
+    /// For calls that return: not for such as wait, end the thread or replace the program.
+    pub fn syscall(&self, number: u64, arguments: [u64; 6]) -> Result<u64, StopError> {
+        self.ask(move |threads| threads.syscall(number, arguments))
+    }
+
+    /// Lets the threads that are within one of the ranges, and not at its beginning, execute instructions until they are out of
+    /// them all, each at most `steps`.
+    pub fn step_out(&self, ranges: &[Range<u64>], steps: u32) -> Result<(), StopError> {
+        let ranges = ranges.to_vec();
+        self.ask(move |threads| threads.step_out(&ranges, steps))
+    }
+
+    /// Lets all go, and tells for how long they were held: from before the first was stopped to after the last was let go.
+    pub fn release(mut self) -> Duration {
+        self.end().unwrap_or_default()
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Threads) -> Result<T, StopError> + Send + 'static,
+    ) -> Result<T, StopError> {
+        let ended = || StopError::NoTracer { pid: self.pid, source: None };
+        let (tell, told) = mpsc::channel();
+        // Fails where nobody waits for it any more.
+        let task: Task = Box::new(move |threads| drop(tell.send(task(threads))));
+        self.tasks.as_ref().ok_or_else(ended)?.send(task).map_err(|_| ended())?;
+        told.recv().map_err(|_| ended())?
+    }
+
+    fn end(&mut self) -> Option<Duration> {
+        drop(self.tasks.take());
+        self.tracer.take()?.join().ok()
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Stops, does what is asked for, and releases.
+fn trace(
+    pid: u32,
+    limit: Duration,
+    tell: &Sender<Result<(), StopError>>,
+    coming: &Receiver<Task>,
+) -> Duration {
+    urgent::be_first();
+    let began = Instant::now();
+    let (mut threads, outcome) = Threads::stop(pid, limit);
+    let is_stopped = outcome.is_ok();
+    if !is_stopped {
+        threads.release();
+    }
+    if tell.send(outcome).is_ok() && is_stopped {
+        for task in coming {
+            task(&mut threads);
+        }
+    }
+    threads.release();
+    began.elapsed()
+}
