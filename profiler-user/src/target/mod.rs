@@ -79,6 +79,8 @@ pub mod family;
 
 pub mod hooks;
 
+pub(crate) mod scheduling;
+
 pub mod stopped;
 
 pub mod allocator;

@@ -1,13 +1,11 @@
 //! How soon the thread that drains gets a processor.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rustix::process::setpriority_process;
 
 use super::pace::computed;
+use crate::target::scheduling;
 
 /// What it may compute ahead of its share.
 const AHEAD: Duration = Duration::from_millis(200);
@@ -57,7 +55,7 @@ impl Urgency {
         if be_first == self.is_first {
             return;
         }
-        match schedule(be_first) {
+        match scheduling::be_first(be_first) {
             Ok(()) => self.is_first = be_first,
             Err(error) => {
                 tracing::debug!(%error, "draining as an ordinary thread");
@@ -69,17 +67,6 @@ impl Urgency {
     fn is_modest(&self) -> bool {
         let taken = computed().saturating_sub(self.computed);
         taken <= AHEAD + self.since.elapsed() / SHARE
-    }
-}
-
-/// Puts this thread into the lowest of the real-time priorities, or among the ordinary threads.
-fn schedule(first: bool) -> io::Result<()> {
-    let (policy, priority) = if first { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the call reads `parameters`, and 0 stands for the calling thread.
-    match unsafe { libc::sched_setscheduler(0, policy | libc::SCHED_RESET_ON_FORK, &raw const parameters) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

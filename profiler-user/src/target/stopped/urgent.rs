@@ -5,13 +5,11 @@
 
 use rustix::process::setpriority_process;
 
+use crate::target::scheduling;
+
 /// Lets this thread run before all ordinary ones, or before most where that is not allowed.
 pub(super) fn be_first() {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: the call reads `parameters`, and 0 stands for the calling thread.
-    let returned = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    if returned != 0
+    if scheduling::be_first(true).is_err()
         && let Err(error) = setpriority_process(None, -20)
     {
         tracing::debug!(%error, "stopping threads at ordinary priority");
