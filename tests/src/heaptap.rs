@@ -1,6 +1,6 @@
 //! The `heaptap` command, as a user runs it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -38,6 +38,14 @@ pub fn command() -> Command {
     let mut command = Command::new(binary());
     command.stdin(Stdio::null());
     command
+}
+
+/// More room for new stacks where a test asks for none: `HEAPTAP_RING_BYTES`, for a machine on which nobody may come to take them out for a
+/// tenth of a second. Guests wait for a command while heaptap attaches, and a process that does nothing is given little.
+fn room_for_stacks(options: &[&str]) -> Vec<OsString> {
+    let asks = options.iter().any(|option| ["--ring-bytes", "--memory-limit"].contains(option));
+    let bytes = env::var_os("HEAPTAP_RING_BYTES").filter(|_| !asks);
+    bytes.map_or_else(Vec::new, |bytes| vec!["--ring-bytes".into(), bytes])
 }
 
 /// What a command that has ended left behind.
@@ -175,7 +183,8 @@ impl Recording {
         command.envs(environment.iter().copied());
         let may_sample = options.iter().any(|option| ["--sample", "--max-overhead"].contains(option));
         let exactly: &[&str] = if may_sample { &[] } else { &["--exact"] };
-        command.arg("record").args(exactly).arg("--output").arg(profile_in(&folder)).args(options);
+        command.arg("record").args(exactly).arg("--output").arg(profile_in(&folder));
+        command.args(room_for_stacks(options)).args(options);
         Self { running: Running::start(command), folder }
     }
 
@@ -234,7 +243,8 @@ impl Serving {
     /// The same with nothing but these options.
     pub fn start_limited(pid: u32, options: &[&str]) -> Self {
         let mut command = command();
-        command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]).args(options);
+        command.args(["serve", "--pid", &pid.to_string(), "--listen", "127.0.0.1:0"]);
+        command.args(room_for_stacks(options)).args(options);
         let mut running = Running::start(command);
         let line = running.stderr_line("heaptap: serving http://127.0.0.1:");
         let url = line.trim_start_matches("heaptap: serving ").to_owned();
