@@ -12,10 +12,10 @@ pub fn changed_text(pid: u32) -> Vec<String> {
     maps.lines().filter_map(Mapping::parse).flat_map(|mapping| mapping.changes(pid)).collect()
 }
 
-/// The same once the kernel has taken probes out, or has had a thousand steps of something to do so: it does when the last descriptor goes,
+/// The same once the kernel has taken probes out, or has had ten thousand steps of something to do so: it does when the last descriptor goes,
 /// which may be after the process that had it has gone.
 pub fn text_left_changed(pid: u32, mut step: impl FnMut()) -> Vec<String> {
-    for _ in 0..1000 {
+    for _ in 0..10_000 {
         let left = changed_text(pid);
         if left.is_empty() {
             return left;
