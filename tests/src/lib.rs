@@ -24,6 +24,8 @@ pub mod footprint;
 
 pub mod profile;
 
+pub mod kernel;
+
 pub mod ledger;
 
 pub mod estimate;

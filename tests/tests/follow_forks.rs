@@ -7,7 +7,7 @@ use heaptap_tests::heaptap::{Recorded, Recording, path_str};
 use heaptap_tests::ledger::Ledger;
 use heaptap_tests::profile::Profile;
 use heaptap_tests::text::changed_text;
-use heaptap_tests::{compile, debian};
+use heaptap_tests::{compile, debian, kernel};
 use rustix::process::Signal;
 
 /// Starts the guest and a recording of it and what it makes.
@@ -39,12 +39,7 @@ fn ledger_of(guest: &mut Guest, prefix: &str) -> Ledger {
 /// Whether a child that makes children in its first milliseconds may lose its probes until it is followed: before Linux 6.13 (README,
 /// limits).
 fn has_window() -> bool {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let mut numbers =
-        release.split(|letter: char| !letter.is_ascii_digit()).map_while(|text| text.parse().ok());
-    let version: (u32, u32) = numbers.next().zip(numbers.next()).expect("a kernel has a version");
-    version < (6, 13)
+    !kernel::is_at_least(6, 13)
 }
 
 /// The profile of a child.
