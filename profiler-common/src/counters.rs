@@ -46,10 +46,24 @@ pub enum Counter {
     UninheritedBlocks = 19,
     /// Stacks that user space has no room for.
     UnkeptStacks = 20,
+    /// Calls that a gate had in its sample, or that took a block which it had.
+    GateCalls = 21,
+    /// Those of them that came back.
+    GateReturns = 22,
+    /// Those of them that are not counted.
+    GateUncounted = 23,
+    /// Frees of blocks that a gate had in its sample and that are counted.
+    GateFrees = 24,
+    /// Frees that a gate had to ask for, of others.
+    GateUnknownFrees = 25,
+    /// Blocks for which a gate's table had no room.
+    GateOverflows = 26,
+    /// Samples of a gate that two calls had a part in.
+    GateLostBudgets = 27,
 }
 
 /// Number of counters.
-pub const COUNTERS: usize = 21;
+pub const COUNTERS: usize = 28;
 
 /// The counters of one target, the value of the `COUNTERS` map; the key is its tgid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,6 +219,48 @@ pub const REGISTRY: [Description; COUNTERS] = [
         name: "unkept_stacks",
         severity: Severity::Loss,
         help: "times that a stack was not kept because --memory-limit leaves no room for it; its allocations are unsent_stacks",
+    },
+    Description {
+        counter: Counter::GateCalls,
+        name: "gate_calls",
+        severity: Severity::Normal,
+        help: "allocator calls that the gate let through to a probe: those in its sample, and resizes of blocks in it",
+    },
+    Description {
+        counter: Counter::GateReturns,
+        name: "gate_returns",
+        severity: Severity::Normal,
+        help: "of the gate_calls, those that came back; the others were under way at the end, or never returned",
+    },
+    Description {
+        counter: Counter::GateUncounted,
+        name: "gate_uncounted",
+        severity: Severity::Normal,
+        help: "of the gate_calls, those that are no sample: part of another allocator call, or sampled for bytes that others of their size class lack",
+    },
+    Description {
+        counter: Counter::GateFrees,
+        name: "gate_frees",
+        severity: Severity::Normal,
+        help: "frees of blocks in the sample that the gate let through to a probe",
+    },
+    Description {
+        counter: Counter::GateUnknownFrees,
+        name: "gate_unknown_frees",
+        severity: Severity::Normal,
+        help: "frees of other blocks that the gate let through: gate_uncounted ones, or of buckets of its table that had been full",
+    },
+    Description {
+        counter: Counter::GateOverflows,
+        name: "gate_overflows",
+        severity: Severity::Normal,
+        help: "blocks for which the gate's table had no room; their frees are let through all the same, with others",
+    },
+    Description {
+        counter: Counter::GateLostBudgets,
+        name: "gate_lost_budgets",
+        severity: Severity::Normal,
+        help: "times that two calls used up the gate's budget of a processor at the same time, which is one sample",
     },
 ];
 

@@ -255,6 +255,16 @@ static SMALL_CLASSES: [u8; SMALL_MASK as usize + 1] = {
     classes
 };
 
+/// The smallest size of a size class, in bytes.
+#[inline(always)]
+pub const fn least_bytes(class: u32) -> u64 {
+    if class == 0 {
+        return 0;
+    }
+    let (log2, quarter) = ((class - 1) / 4 + 4, (class - 1) % 4);
+    ((4 + quarter as u64) << log2 >> 2) + 1
+}
+
 /// The largest size of a size class, in bytes.
 pub const fn class_limit_bytes(class: u32) -> u64 {
     if class == 0 {
@@ -319,6 +329,7 @@ mod tests {
             let limit_bytes = class_limit_bytes(class);
             assert_eq!(size_class(limit_bytes), class);
             assert_eq!(size_class(class_limit_bytes(class - 1) + 1), class);
+            assert_eq!(least_bytes(class), class_limit_bytes(class - 1) + 1);
         }
         for size_bytes in 0..4 * SMALL_BYTES {
             assert_eq!(size_class(size_bytes), log_class(size_bytes), "{size_bytes}");

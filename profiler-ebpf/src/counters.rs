@@ -24,7 +24,7 @@ pub fn raise(number: *mut u32) {
 /// Raises a counter of a target.
 #[inline(always)]
 pub fn count(tgid: u32, counter: Counter, amount: u64) {
-    const { assert!(Counter::UnkeptStacks as usize == COUNT - 1) };
+    const { assert!(Counter::GateLostBudgets as usize == COUNT - 1) };
     if let Some(counters) = COUNTERS.get_ptr_mut(tgid) {
         // SAFETY: the counter's number is below COUNTERS, the length of the array.
         add(unsafe { counters.cast::<u64>().add(counter as usize) }, amount);

@@ -49,7 +49,7 @@ fn keep_kernel_stack(ctx: &impl EbpfContext, target: &Target) {
 pub fn alloc_enter(ctx: ProbeContext) -> u32 {
     // SAFETY: the helper takes the context as it is.
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    enter(&ctx, cookie);
+    enter(&ctx, cookie, sampling::rate_of);
     0
 }
 
@@ -102,12 +102,12 @@ pub fn nothing(_ctx: ProbeContext) -> u32 {
 /// The same for entries.
 #[inline(never)]
 fn begin(ctx: &ProbeContext, cookie: u64) -> u32 {
-    u32::from(!enter(ctx, cookie))
+    u32::from(!enter(ctx, cookie, sampling::rate_of))
 }
 
-/// Begins to follow a call, of a function with this cookie; false where its return says nothing.
+/// Begins to follow a call, of a function with this cookie, at the rate that its size is kept at; false where its return says nothing.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, cookie: u64) -> bool {
+pub fn enter(ctx: &ProbeContext, cookie: u64, rate_of: impl FnOnce(u64) -> u64) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = target(ctx, tgid) else {
@@ -120,7 +120,7 @@ fn enter(ctx: &ProbeContext, cookie: u64) -> bool {
         return false;
     }
     let wanted = Wanted::of(cookie, regs);
-    let rate = sampling::rate_of(wanted.size_bytes);
+    let rate = rate_of(wanted.size_bytes);
     // The old block leaves now, since its address may be given to another thread before the return.
     let owner = target.owner(tgid);
     let (old_address, old) = match release::take(owner, wanted.old_address) {
@@ -272,7 +272,7 @@ pub fn alloc_ret(ctx: ProbeContext) -> u32 {
 
 /// Looks whether the call that the thread is in has come back, with its return address at `sp`. False where there is no call.
 #[inline(always)]
-fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
+pub fn came_back(ctx: &impl EbpfContext, regs: &pt_regs, sp: u64) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = target(ctx, tgid) else {

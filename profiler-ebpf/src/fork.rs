@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, TracePointContext},
 };
 use profiler_common::{
-    counters::{Counter, Counters},
+    counters::{COUNTERS as COUNTERS_OF_A_TARGET, Counter, Counters},
     event::{EventKind, ForkEvent},
     target::{Sharing, Target},
 };
@@ -27,6 +27,9 @@ static NEWTASK_FLAGS_OFFSET: u32 = 32;
 /// `CLONE_VM` and `CLONE_THREAD` of include/uapi/linux/sched.h.
 const CLONE_VM: u64 = 0x100;
 const CLONE_THREAD: u64 = 0x1_0000;
+
+/// What a process begins with. Not on the stack, of which [`process_fork`] and what it calls have 512 bytes.
+static NO_COUNTERS: Counters = Counters([0; COUNTERS_OF_A_TARGET]);
 
 /// A thread has made another one, which has yet to run.
 #[tracepoint(category = "task", name = "task_newtask")]
@@ -119,7 +122,7 @@ fn new_image() -> u32 {
 /// Begins to watch a process; false where there is no room for it.
 #[inline(always)]
 fn begin(tgid: u32, target: &Target) -> bool {
-    COUNTERS.insert(tgid, Counters::default(), 0).is_ok() && maps::add_target(tgid, target)
+    COUNTERS.insert(tgid, &NO_COUNTERS, 0).is_ok() && maps::add_target(tgid, target)
 }
 
 /// Watches a process no longer that nobody was told of. Its blocks go with the next sweep.

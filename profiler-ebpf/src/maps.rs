@@ -8,7 +8,8 @@ use aya_ebpf::{
 use profiler_common::{
     counters::Counters,
     heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
-    limits, sampling,
+    limits,
+    sampling::{self, NOT_KEPT},
     target::{Home, Sharing, Target},
     thread::Thread,
     unwind::{CachedRow, remembered::Walks},
@@ -151,7 +152,14 @@ pub fn note_return() {
 #[inline(always)]
 pub fn rate() -> u32 {
     // SAFETY: an aligned word of a map value.
-    RATE.get_ptr(0).map_or(0, |rate| unsafe { rate.read_volatile() })
+    RATE.get_ptr(sampling::RATE_SLOT).map_or(0, |rate| unsafe { rate.read_volatile() })
+}
+
+/// The rate of allocations that a gate has sampled.
+#[inline(always)]
+pub fn rate_behind_gate() -> u64 {
+    // SAFETY: an aligned word of a map value.
+    RATE.get_ptr(sampling::GATE_RATE_SLOT).map_or(NOT_KEPT, |rate| unsafe { rate.read_volatile() }.into())
 }
 
 /// Where hijacked return addresses point in a process; 0 where that is not known.

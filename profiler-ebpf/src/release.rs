@@ -25,28 +25,32 @@ pub fn free_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Takes the block that is freed here off the bytes in use.
+/// Takes the block that is freed here off the bytes in use; false where it is not known.
 #[inline(always)]
-pub fn free(ctx: &ProbeContext) {
+pub fn free(ctx: &ProbeContext) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = entry::target(ctx, tgid) else {
-        return;
+        return false;
     };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
     if regs.rdi == 0 {
-        return;
+        return false;
     }
     let owner = target.owner(tgid);
     match take(owner, regs.rdi) {
-        Some(block) => record::freed(owner, &block),
+        Some(block) => {
+            record::freed(owner, &block);
+            return true;
+        }
         // Where not all blocks are kept, nothing can be said of one that is not known.
         None if maps::rate() != 0 => {}
         // What a call that is under way frees for itself was never counted.
         None if inflight::is_free_nested(pid_tgid, regs, &target) => {}
         None => count(tgid, Counter::UnknownFrees, 1),
     }
+    false
 }
 
 /// Entry of a function that makes the numbers fall short in a way that is counted; the cookie is the counter's number.

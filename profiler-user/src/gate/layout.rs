@@ -1,5 +1,7 @@
 //! What lies where in a gate's data: the budgets, the gaps that they are refilled by, and the table of the blocks in the sample.
 
+use profiler_common::sampling::GATE_CHARGE_BYTES;
+
 use super::gaps::GAPS;
 
 /// Budgets of bytes: each processor has one, so that threads seldom share one. A power of two.
@@ -21,9 +23,8 @@ pub const BUCKET_BYTES: u64 = SLOTS * 8;
 /// be asked for each free of a block of this bucket.
 pub const HAS_OVERFLOWED: u8 = 0x80;
 
-/// What every block is charged beyond its size, in bytes: so that blocks of no size are sampled as well, and those of a size class with
-/// probabilities that do not differ much.
-pub const CHARGE_BYTES: i32 = 16;
+/// What every block is charged beyond its size, in bytes.
+pub const CHARGE_BYTES: i32 = GATE_CHARGE_BYTES as i32;
 
 /// By this, addresses are multiplied for their buckets, of which the highest bits of the product are the number. An odd number by which
 /// blocks that lie side by side are spread, whatever their size: with 2⁶⁴ by the golden ratio, which is used elsewhere, one in

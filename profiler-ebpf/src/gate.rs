@@ -1,0 +1,79 @@
+//! The probes in a gate: calls in its sample, their returns, and frees of blocks in the sample.
+//!
+//! What is done there is what is done at any other probe. Which calls come here, the gate has decided; these programs count them as well,
+//! so that what goes in can be held against what comes out.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
+    macros::uprobe,
+    programs::ProbeContext,
+};
+use profiler_common::{
+    counters::Counter,
+    heap::size_class,
+    sampling::{NOT_KEPT, is_kept_behind_gate},
+};
+
+use crate::{counters::count, entry, maps, release};
+
+/// A call in the sample, or one that takes a block which is; the cookie is its function's convention, and r11 has what its budget had, or
+/// −1 where the call is in no sample.
+#[uprobe]
+pub fn gate_call(ctx: ProbeContext) -> u32 {
+    // SAFETY: the helper takes the context as it is.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let budget_bytes = unsafe { (*ctx.regs).r11 };
+    let tgid = current();
+    if maps::target(tgid).is_none() {
+        return 0;
+    }
+    count(tgid, Counter::GateCalls, 1);
+    let rate_of = |size_bytes| {
+        if is_kept_behind_gate(size_class(size_bytes), budget_bytes) {
+            maps::rate_behind_gate()
+        } else {
+            NOT_KEPT
+        }
+    };
+    if !entry::enter(&ctx, cookie, rate_of) {
+        count(tgid, Counter::GateUncounted, 1);
+    }
+    0
+}
+
+/// Return of a call that has come by [`gate_call`].
+#[uprobe]
+pub fn gate_return(ctx: ProbeContext) -> u32 {
+    let tgid = current();
+    if maps::target(tgid).is_none() {
+        return 0;
+    }
+    count(tgid, Counter::GateReturns, 1);
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let regs = unsafe { &*ctx.regs };
+    // One that is not counted is not known.
+    entry::came_back(&ctx, regs, regs.rsp);
+    0
+}
+
+/// Free of a block that is in the gate's table, or may have had no room there.
+#[uprobe]
+pub fn gate_free(ctx: ProbeContext) -> u32 {
+    let tgid = current();
+    if maps::target(tgid).is_none() {
+        return 0;
+    }
+    if release::free(&ctx) {
+        count(tgid, Counter::GateFrees, 1);
+    } else {
+        count(tgid, Counter::GateUnknownFrees, 1);
+    }
+    0
+}
+
+#[inline(always)]
+fn current() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
