@@ -159,6 +159,9 @@ pub struct Gates {
     pub sites: Vec<Site>,
     /// The calls in them.
     pub frames: Vec<Frame>,
+    /// Where the copy is of each instruction that a jump covers but for the first one: its address, and the copy's. A thread that stands
+    /// at the one may as well stand at the other.
+    pub copies: Vec<(u64, u64)>,
 }
 
 /// Makes the gates of all functions of an allocator. Blocks that one of them gives another one takes, so that one alone is of no use.
@@ -200,6 +203,7 @@ struct Writer<'setting> {
     moved: Vec<CodeLabel>,
     sites: Vec<(usize, Stop, CodeLabel)>,
     frames: Vec<(CodeLabel, i32)>,
+    copies: Vec<(u64, CodeLabel)>,
 }
 
 impl<'setting> Writer<'setting> {
@@ -207,7 +211,15 @@ impl<'setting> Writer<'setting> {
         let mut asm = CodeAssembler::new(64)?;
         let entries = (0..functions).map(|_| asm.create_label()).collect();
         let moved = (0..functions).map(|_| asm.create_label()).collect();
-        Ok(Self { asm, setting, entries, moved, sites: Vec::new(), frames: Vec::new() })
+        Ok(Self {
+            asm,
+            setting,
+            entries,
+            moved,
+            sites: Vec::new(),
+            frames: Vec::new(),
+            copies: Vec::new(),
+        })
     }
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
@@ -222,6 +234,11 @@ impl<'setting> Writer<'setting> {
     fn moved(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
         set(&mut self.asm, &mut self.moved, place)?;
         for instruction in function.cover.instructions_at(function.address) {
+            if instruction.ip() != function.address {
+                let mut label = self.asm.create_label();
+                here(&mut self.asm, &mut label)?;
+                self.copies.push((instruction.ip(), label));
+            }
             self.asm.add_instruction(instruction)?;
         }
         self.asm.jmp(function.address + function.cover.bytes.len() as u64)
@@ -272,6 +289,11 @@ impl<'setting> Writer<'setting> {
                 .frames
                 .iter()
                 .map(|(label, cfa_offset)| Ok(Frame { return_address: at(label)?, cfa_offset: *cfa_offset }))
+                .collect::<Result<_, IcedError>>()?,
+            copies: self
+                .copies
+                .iter()
+                .map(|(address, label)| Ok((*address, at(label)?)))
                 .collect::<Result<_, IcedError>>()?,
             bytes: code_of(made),
         })

@@ -34,6 +34,9 @@ pub const HASH_FACTOR: u64 = 0xd6e8_feb8_6659_fd93;
 /// Fewest and most buckets, as powers of two: 8 KiB of filter, which the first cache holds; and a million blocks.
 const BUCKET_BITS: std::ops::RangeInclusive<u32> = 13..=18;
 
+/// What memory is mapped by.
+pub const PAGE_BYTES: u64 = 4096;
+
 /// Where things are, in bytes from the start of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -72,19 +75,25 @@ impl Layout {
         8
     }
 
+    /// How often a call found its budget used up by another that had yet to fill it up again: a word.
+    pub const fn lost_budgets(self) -> u64 {
+        16
+    }
+
     /// The budgets, [`BUDGETS`] of [`BUDGET_BYTES`]: a signed word that is counted down, and half a word with the place of the next gap.
     pub const fn budgets(self) -> u64 {
         BUDGET_BYTES
     }
 
-    /// The gaps, [`GAPS`] words.
+    /// The gaps, [`GAPS`] words, on pages of their own: the process only reads them, so that it sees what is written to the file that it has
+    /// mapped there.
     pub const fn gaps(self) -> u64 {
-        self.budgets() + BUDGETS * BUDGET_BYTES
+        (self.budgets() + BUDGETS * BUDGET_BYTES).next_multiple_of(PAGE_BYTES)
     }
 
     /// The filter: for each bucket a byte with the number of its entries.
     pub const fn filter(self) -> u64 {
-        self.gaps() + GAPS as u64 * 8
+        (self.gaps() + GAPS as u64 * 8).next_multiple_of(PAGE_BYTES)
     }
 
     /// The buckets, of [`BUCKET_BYTES`]: addresses of blocks, or 0.
@@ -92,9 +101,9 @@ impl Layout {
         self.filter() + self.buckets()
     }
 
-    /// The size of all of it, in bytes.
+    /// The size of all of it, in bytes: whole pages.
     pub const fn bytes(self) -> u64 {
-        self.table() + self.buckets() * BUCKET_BYTES
+        (self.table() + self.buckets() * BUCKET_BYTES).next_multiple_of(PAGE_BYTES)
     }
 }
 
@@ -107,7 +116,8 @@ mod tests {
     fn the_parts_follow_each_other_and_lines_are_whole() {
         for blocks in [0, 1, 32_768, 100_000, 1 << 30] {
             let layout = Layout::for_blocks(blocks);
-            assert!(layout.overflows() + 8 <= layout.budgets());
+            assert!(layout.lost_budgets() + 8 <= layout.budgets());
+            assert!([layout.gaps(), layout.filter(), layout.bytes()].iter().all(|page| page % PAGE_BYTES == 0));
             for line in [layout.budgets(), layout.gaps(), layout.filter(), layout.table(), layout.bytes()] {
                 assert_eq!(line % 64, 0, "{layout:?}");
             }

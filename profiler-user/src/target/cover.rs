@@ -13,6 +13,8 @@ use super::{
 /// Length of the jump: `jmp rel32`.
 pub const JUMP_BYTES: usize = 5;
 
+const PAGE_BYTES: u64 = 4096;
+
 /// The longest instruction has 15 bytes, and the last covered one begins in the first five, behind an `endbr64` or not.
 const LONGEST_COVER_BYTES: usize = 4 + JUMP_BYTES - 1 + 15;
 
@@ -53,6 +55,8 @@ pub enum Refusal {
     NoEnd,
     /// It ends before the jump would.
     TooShort,
+    /// The jump would lie on two pages, which nothing writes at once.
+    TwoPages,
     /// Something in the file jumps behind the jump's first byte.
     JumpedInto,
     /// It jumps back to its own beginning, which would be taken for another call.
@@ -67,6 +71,7 @@ impl fmt::Display for Refusal {
             Self::NoCode => out.write_str("has no code where its symbol points"),
             Self::NoEnd => out.write_str("does not say where it ends"),
             Self::TooShort => out.write_str("is shorter than the jump"),
+            Self::TwoPages => out.write_str("has the end of a page where the jump would be"),
             Self::JumpedInto => out.write_str("is jumped into where the jump would be"),
             Self::Loops => out.write_str("jumps back to its own beginning"),
             Self::Fixed(instruction) => {
@@ -109,6 +114,9 @@ pub fn find(
         if !can_be_moved(&instruction, covered >= JUMP_BYTES) {
             return Err(Refusal::Fixed(text(&instruction)));
         }
+    }
+    if start % PAGE_BYTES > PAGE_BYTES - JUMP_BYTES as u64 {
+        return Err(Refusal::TwoPages);
     }
     if targets.any_in(start + 1..=start + covered as u64 - 1) {
         return Err(Refusal::JumpedInto);

@@ -62,7 +62,9 @@ impl Writer<'_> {
     /// emptied it before, and has it in its sample or will have; rax and r10 have nothing.
     pub(super) fn refill(&mut self) -> Result<(), IcedError> {
         let gaps = self.data(self.setting.layout.gaps());
+        let lost = self.data(self.setting.layout.lost_budgets());
         let asm = &mut self.asm;
+        let mut is_whole = asm.create_label();
         asm.add(rax, r11)?;
         match self.setting.budget {
             Budget::OfCpu { .. } => {
@@ -71,6 +73,11 @@ impl Writer<'_> {
             }
             Budget::OfThread => asm.mov(r11, r10)?,
         }
+        asm.test(r11, r11)?;
+        asm.jns(is_whole)?;
+        asm.mov(r10, lost)?;
+        asm.lock().inc(qword_ptr(r10))?;
+        here(asm, &mut is_whole)?;
         asm.push(rcx)?;
         asm.mov(ecx, dword_ptr(rax + NEXT_GAP as i32))?;
         asm.inc(dword_ptr(rax + NEXT_GAP as i32))?;

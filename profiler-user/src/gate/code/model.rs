@@ -17,6 +17,7 @@ pub(super) struct Model {
     table: Vec<[u64; SLOTS as usize]>,
     filter: Vec<u8>,
     pub(super) overflows: u64,
+    lost_budgets: u64,
 }
 
 /// What becomes of a call.
@@ -41,6 +42,7 @@ impl Model {
             table: vec![[0; SLOTS as usize]; buckets],
             filter: vec![0; buckets],
             overflows: 0,
+            lost_budgets: 0,
         }
     }
 
@@ -67,6 +69,7 @@ impl Model {
         }
         self.budget = self.gaps[self.next as usize % GAPS];
         self.next = self.next.wrapping_add(1);
+        self.lost_budgets += u64::from(had < 0);
         (had >= 0).then_some(had)
     }
 
@@ -86,7 +89,8 @@ impl Model {
 
     pub(super) fn insert(&mut self, block: u64) {
         let bucket = self.bucket(block);
-        match self.table[bucket].iter_mut().find(|slot| **slot == 0) {
+        match self.table[bucket].iter_mut().find(|slot| [0, block].contains(slot)) {
+            Some(slot) if *slot == block => {}
             Some(slot) => {
                 *slot = block;
                 self.filter[bucket] += 1;
@@ -150,6 +154,7 @@ impl Model {
         let data = &bench.data;
         assert_eq!(data.word(self.layout.inside()), 0, "threads inside");
         assert_eq!(data.word(self.layout.overflows()), self.overflows, "overflows");
+        assert_eq!(data.word(self.layout.lost_budgets()), self.lost_budgets, "lost budgets");
         assert_eq!(data.word(budget_at).cast_signed(), self.budget, "budget");
         assert_eq!(data.word(budget_at + NEXT_GAP) as u32, self.next, "next gap");
         let filter = data.bytes(self.layout.filter(), self.layout.buckets());

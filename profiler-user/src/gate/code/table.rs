@@ -80,6 +80,9 @@ impl Writer<'_> {
         asm.xor(eax, eax)?;
         asm.lock().cmpxchg(qword_ptr(r11), r8)?;
         asm.je(inside)?;
+        // A call that is part of this one has put it there.
+        asm.cmp(rax, r8)?;
+        asm.je(done)?;
         asm.add(r11, 8)?;
         asm.dec(r9d)?;
         asm.jne(next)?;
