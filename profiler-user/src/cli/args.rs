@@ -11,7 +11,7 @@ use super::{
     report::ReportArgs,
 };
 use crate::{
-    source::uprobe::{Capacities, LONGEST_INTERVAL_BYTES, Subject},
+    source::uprobe::{Capacities, DEFAULT_INTERVAL_BYTES, GateWish, LONGEST_INTERVAL_BYTES, Subject},
     symbolize::{self, reader::COMMAND},
     target::given::{Given, readable_elf},
 };
@@ -53,6 +53,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show what would be probed in a process, and where; touches nothing.
     Inspect(InspectArgs),
+    /// Take out of a process what a heaptap that was killed has left there.
+    Detach(DetachArgs),
     /// Check that this machine has what heaptap needs.
     Doctor,
     /// Show a saved profile, of heaptap or of anybody else.
@@ -102,6 +104,10 @@ pub struct RecordArgs {
     /// Which allocations to count.
     #[command(flatten)]
     pub sample: SampleArgs,
+
+    /// Whether to count in front of the probes.
+    #[command(flatten)]
+    pub gate: GateArgs,
 
     /// What the recording may cost the process, in percent of one CPU, or `off`. Where it costs more for three seconds,
     /// fewer allocations are counted, and where that is not enough, it ends with what was collected.
@@ -158,6 +164,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub sample: SampleArgs,
 
+    /// Whether to count in front of the probes.
+    #[command(flatten)]
+    pub gate: GateArgs,
+
     /// What the recording may cost the process, in percent of one CPU, or `off`. Where it costs more for three seconds,
     /// fewer allocations are counted (not with --exact), and where that is not enough, counting ends, and what was collected is
     /// served on. A tenth of a CPU, some 20,000 allocations and frees a second, is
@@ -193,6 +203,48 @@ pub struct InspectArgs {
     /// Where to look for names.
     #[command(flatten)]
     pub symbols: SymbolArgs,
+}
+
+/// Take out of a process what a heaptap that was killed has left there.
+///
+/// Only `--gate` ever writes into a process, and only a heaptap that is killed leaves that there. The process runs on as it should
+/// with it, some 2 ns slower for each allocation.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The process.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+}
+
+/// Whether to count in front of the probes.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct GateArgs {
+    /// Sample by code that is put into the process, in front of its allocator's functions, so that calls outside of the sample cost it
+    /// some 2 ns instead of a trap. Writes into the process: a jump at the beginning of each function, a page of code, and data; all
+    /// of it is taken out at the end. One sample for every --sample bytes, or 512KiB. Where that cannot be done, ordinary
+    /// probes are used, and it is said why; with `require` that is an error.
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "if-possible",
+          conflicts_with = "exact")]
+    pub gate: Option<GateChoice>,
+}
+
+/// What becomes of a recording where there can be no gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum GateChoice {
+    /// It is made by ordinary probes.
+    IfPossible,
+    /// There is none.
+    Require,
+}
+
+impl GateArgs {
+    /// What is wanted, and the interval to sample at.
+    pub fn with(self, sample: SampleArgs) -> (Option<GateWish>, Option<u64>) {
+        let Some(choice) = self.gate else { return (None, sample.sample) };
+        let interval_bytes = sample.sample.unwrap_or(DEFAULT_INTERVAL_BYTES);
+        let is_required = choice == GateChoice::Require;
+        (Some(GateWish { interval_bytes, is_required }), Some(interval_bytes))
+    }
 }
 
 /// Which allocations to count.
@@ -378,6 +430,23 @@ mod tests {
         };
         assert!(parse(&["--sample", "1MiB"]).is_ok());
         assert!(parse(&["--sample", "1MiB", "--exact"]).is_err());
+    }
+
+    #[test]
+    fn a_gate_samples_and_may_be_required() {
+        let wish = |arguments: &[&str]| {
+            let all = [&["heaptap", "record", "--pid", "1"], arguments].concat();
+            let Command::Record(args) = Cli::try_parse_from(all).ok()?.command else { unreachable!() };
+            Some(args.gate.with(args.sample))
+        };
+        let of = |interval_bytes, is_required| {
+            Some((Some(GateWish { interval_bytes, is_required }), Some(interval_bytes)))
+        };
+        assert_eq!(wish(&[]), Some((None, None)));
+        assert_eq!(wish(&["--gate"]), of(512 << 10, false));
+        assert_eq!(wish(&["--gate=require", "--sample", "1MiB"]), of(1 << 20, true));
+        assert_eq!(wish(&["--gate=maybe"]), None);
+        assert_eq!(wish(&["--gate", "--exact"]), None);
     }
 
     #[test]

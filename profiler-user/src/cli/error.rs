@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr};
 
 use super::report::ReportError;
 use crate::{
+    gated::GateError,
     output::file::FileError,
     profile::builder::BuildError,
     source::uprobe::{RecordError, capture::CaptureError},
@@ -34,6 +35,15 @@ pub enum CliError {
         /// Why.
         #[source]
         source: RecordError,
+    },
+    /// What was left in the process could not be taken out.
+    #[error("cannot detach from process {pid}")]
+    Detach {
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: GateError,
     },
     /// The profile could not be put together.
     #[error("cannot put the profile together")]

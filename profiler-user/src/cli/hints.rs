@@ -4,6 +4,7 @@ use std::{error::Error, io};
 
 use super::{error::CliError, report::ReportError};
 use crate::{
+    gated::GateError,
     output::file::FileError,
     profile::read::ReadError,
     source::uprobe::{AttachError, InheritedError, RecordError, TracefsError, capture::CaptureError},
@@ -11,6 +12,7 @@ use crate::{
         launch::LaunchError,
         prerequisites::{Check, Verdict},
         process::ProcessError,
+        stopped::StopError,
     },
 };
 
@@ -22,6 +24,7 @@ pub fn hint(error: &CliError) -> String {
         CliError::Launch(error) => launch(error),
         CliError::Identity(_) => "start the command as root with --as-root".to_owned(),
         CliError::Record { pid, source } => record(*pid, source),
+        CliError::Detach { pid, source } => gate(*pid, source),
         CliError::Build(_) => {
             "this is a defect of heaptap: please report it with the output of `heaptap doctor`".to_owned()
         }
@@ -103,6 +106,10 @@ fn record(pid: u32, error: &RecordError) -> String {
     }
     match error {
         RecordError::Process(error) => process(error),
+        RecordError::Gate(error) => gate(pid, error),
+        RecordError::NotGated { .. } => format!(
+            "use --gate alone, which takes ordinary probes then; `heaptap inspect --gate --pid {pid}` shows what can be gated"
+        ),
         RecordError::NoAllocator { .. } => format!(
             "heaptap knows glibc's allocator in a shared library so far; `heaptap inspect --pid {pid}` shows what the process has"
         ),
@@ -113,10 +120,28 @@ fn record(pid: u32, error: &RecordError) -> String {
         RecordError::Attach(AttachError::Inherited(InheritedError::TooMany { .. })) => {
             "allow more open files with `ulimit -n`, or record without --follow-forks".to_owned()
         }
-        RecordError::Kernel(_) | RecordError::Attach(_) | RecordError::Drain(_) | RecordError::Drained => {
+        RecordError::Kernel(_)
+        | RecordError::Attach(_)
+        | RecordError::Feeder(_)
+        | RecordError::Drain(_)
+        | RecordError::Drained => {
             "run `heaptap doctor`; if all is well there, run again with --log debug and report what it says"
                 .to_owned()
         }
+    }
+}
+
+fn gate(pid: u32, error: &GateError) -> String {
+    match error {
+        GateError::Process(error) => process(error),
+        GateError::Taken { .. } => "end the other heaptap first, or wait for it".to_owned(),
+        GateError::Stop(StopError::Traced { tracer, .. }) => {
+            format!("end the debugger or tracer (process {tracer}) first")
+        }
+        GateError::Stop(StopError::NotInTime { .. } | StopError::TooMany { .. }) => {
+            "try again when the process is less busy, or do without --gate".to_owned()
+        }
+        _ => format!("record without --gate; `heaptap inspect --gate --pid {pid}` shows what can be gated"),
     }
 }
 

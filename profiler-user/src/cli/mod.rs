@@ -20,6 +20,8 @@ mod serve;
 
 mod inspect;
 
+mod detach;
+
 mod doctor;
 
 pub mod report;
@@ -47,6 +49,7 @@ pub fn run(cli: Cli, out: &mut dyn Write) -> Result<Outcome, CliError> {
         Command::Record(args) => record::run(&args, diagnostics, out),
         Command::Serve(args) => serve::run(&args, diagnostics).map(|()| Outcome::Done),
         Command::Inspect(args) => inspect::run(&args, out).map(|()| Outcome::Done),
+        Command::Detach(args) => detach::run(&args, out).map(|()| Outcome::Done),
         Command::Doctor => doctor::run(out).map(|()| Outcome::Done),
         Command::Report(args) => Ok(report::run(&args, out)?),
         Command::ReadDebugInformation(args) => {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     output::file::{FileError, OutputFile},
-    profile::{cost, heap::losses, memory, printable::Printable, write::encode_gzip},
+    profile::{cost, gate, heap::losses, memory, printable::Printable, write::encode_gzip},
     source::{
         RawHeap,
         cost::Excess,
@@ -94,10 +94,12 @@ fn prepare(
     let symbols = args.symbols.clone().into();
     let subject = if args.command.is_empty() { Subject::running(&process) } else { Subject::beginning() };
     let capacities = args.capacities.for_subject(subject);
+    let (gate, sample_bytes) = args.gate.with(args.sample);
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,
-        sample_bytes: args.sample.sample,
+        sample_bytes,
+        gate,
         stays_exact: args.sample.exact,
         follow_forks: args.follow_forks,
         with_diagnostics: diagnostics,
@@ -130,6 +132,7 @@ async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -
         .map_or("until Ctrl-C".to_owned(), |time| format!("for {}", humantime::format_duration(time)));
     say(&format!("recording {} (pid {}), {}, {until}", process.comm(), process.pid(), session.probed()));
     session.warn_of_the_unprobed();
+    session.say_how_gated();
     let mut live = LiveLine::new(args.quiet);
     let mut limit = Limit::new(args.max_overhead);
     let mut vitals = Vitals::default();
@@ -220,6 +223,9 @@ fn finish(
             say(&line);
         }
         for line in cost::lines(heap.cost.as_ref()) {
+            say(&line);
+        }
+        for line in heap.gate.iter().flat_map(|gate| gate::closing_lines(gate, &heap.counters)) {
             say(&line);
         }
         say(&format!("wrote {}", path.display()));

@@ -33,10 +33,12 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
     let capacities = args.capacities.for_subject(Subject::running(&process));
+    let (gate, sample_bytes) = args.gate.with(args.sample);
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,
-        sample_bytes: args.sample.sample,
+        sample_bytes,
+        gate,
         stays_exact: args.sample.exact,
         with_diagnostics: diagnostics,
         ..Options::default()
@@ -58,6 +60,7 @@ async fn attend(
     let process = session.process();
     say(&format!("recording {} (pid {}), {}, until Ctrl-C", process.comm(), process.pid(), session.probed()));
     session.warn_of_the_unprobed();
+    session.say_how_gated();
     say(&format!("serving http://{address}/debug/pprof/heap"));
     let title = format!("{} (pid {})", process.comm(), process.pid());
     let server = http::serve(listener, title, Arc::clone(session) as Arc<dyn HeapSource>);

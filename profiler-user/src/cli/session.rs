@@ -117,6 +117,13 @@ impl Session {
         }
     }
 
+    /// Says what is gated and what is not, where that was asked for.
+    pub(super) fn say_how_gated(&self) {
+        for line in self.recording.gating().iter().flat_map(profile::gate::lines) {
+            say(&line);
+        }
+    }
+
     /// Whether [`Session::vitals`] may tell something new.
     pub(super) fn may_have_changed(&self) -> bool {
         self.recording.may_have_changed()

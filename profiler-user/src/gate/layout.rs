@@ -50,6 +50,11 @@ impl Layout {
         Self { bucket_bits: buckets.ilog2().clamp(*BUCKET_BITS.start(), *BUCKET_BITS.end()) }
     }
 
+    /// The layout with so many buckets, as a power of two, or as near to it as there is one.
+    pub fn of_buckets(bits: u32) -> Self {
+        Self { bucket_bits: bits.clamp(*BUCKET_BITS.start(), *BUCKET_BITS.end()) }
+    }
+
     /// The number of bits that tell buckets apart.
     pub const fn bucket_bits(self) -> u32 {
         self.bucket_bits

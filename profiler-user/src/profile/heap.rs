@@ -6,7 +6,7 @@ use profiler_common::{counters::REGISTRY, counters::Severity, heap::Totals, unwi
 
 use super::{
     builder::{BuildError, LocationId, MappingId, ProfileBuilder},
-    cost,
+    cost, gate,
     entry::{Label, Line, Mapping},
     memory, proto,
     sample_type::{DEFAULT_SAMPLE_TYPE, HEAP_SAMPLE_TYPES, HeapCount, SampleType},
@@ -174,7 +174,8 @@ impl Writer<'_> {
         for comment in losses(heap).into_iter().chain(counters(heap, Severity::Normal, "counter")) {
             self.builder.comment(&comment);
         }
-        for comment in memory::comments(heap).into_iter().chain(cost::comments(heap.cost.as_ref())) {
+        let costs = cost::comments(heap.cost.as_ref()).into_iter().chain(gate::comments(heap.gate.as_ref()));
+        for comment in memory::comments(heap).into_iter().chain(costs) {
             self.builder.comment(&comment);
         }
     }

@@ -14,6 +14,8 @@ pub mod memory;
 
 pub mod cost;
 
+pub mod gate;
+
 mod flags;
 
 mod strings;

@@ -8,6 +8,8 @@ pub mod health;
 
 pub mod cost;
 
+pub mod gate;
+
 pub mod memory;
 
 use std::{
@@ -19,7 +21,7 @@ use std::{
 
 use profiler_common::{counters::Counters, heap::Totals, unwind::WalkEnd};
 
-use self::{cost::Cost, memory::Resident};
+use self::{cost::Cost, gate::Gating, memory::Resident};
 use crate::target::maps::AddressSpace;
 
 /// What a source has counted in one process, as addresses and numbers.
@@ -63,6 +65,8 @@ pub struct RawHeap {
     pub memory: Option<Resident>,
     /// What the recording has cost the process; `None` where that is not known.
     pub cost: Option<Cost>,
+    /// How it was gated, where it was.
+    pub gate: Option<Gating>,
 }
 
 impl RawHeap {
@@ -100,6 +104,7 @@ impl RawHeap {
             counters: Counters::default(),
             memory: None,
             cost: None,
+            gate: None,
         }
     }
 }

@@ -9,15 +9,18 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::{maps::Inode, process::ProcessError};
+use super::{
+    maps::Inode,
+    process::{ProcessError, live_thread},
+};
 
 /// A mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
-    pub(super) start: u64,
+pub(crate) struct Mapping {
+    pub(crate) start: u64,
     /// First address behind it.
-    pub(super) end: u64,
-    pub(super) is_executable: bool,
+    pub(crate) end: u64,
+    pub(crate) is_executable: bool,
     /// Whether the process may do anything at all with it, which it may not with the guard below a stack.
     pub(super) is_accessible: bool,
     /// Offset in the file of the first address, in bytes.
@@ -25,13 +28,24 @@ pub(super) struct Mapping {
     /// Which file; `None` for memory that no file stands for.
     pub(super) inode: Option<Inode>,
     /// The file's name, or the kernel's for what has no file; empty for anonymous memory.
-    pub(super) name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
 }
 
 /// The mappings of a process that are executable, read through one of its threads.
 pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
+    let mut maps = through(pid, thread)?;
+    maps.retain(|map| map.is_executable);
+    Ok(maps)
+}
+
+/// All mappings of a process, by rising address.
+pub(crate) fn all(pid: u32) -> Result<Vec<Mapping>, ProcessError> {
+    through(pid, live_thread(pid).ok_or(ProcessError::Gone { pid })?)
+}
+
+fn through(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
     let maps = File::open(format!("/proc/{thread}/maps"));
-    let mut maps = maps.and_then(|maps| read(BufReader::new(maps))).map_err(|source| {
+    let maps = maps.and_then(|maps| read(BufReader::new(maps))).map_err(|source| {
         match Errno::from_io_error(&source) {
             // The thread ended meanwhile: that is what its files say then.
             Some(Errno::NOENT | Errno::SRCH) => ProcessError::Gone { pid },
@@ -41,7 +55,6 @@ pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessE
     if maps.is_empty() {
         return Err(ProcessError::Gone { pid });
     }
-    maps.retain(|map| map.is_executable);
     Ok(maps)
 }
 

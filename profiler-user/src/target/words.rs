@@ -9,11 +9,11 @@ use super::process::live_thread;
 ///
 /// What is read was written by the process: any of it may be wrong, or change while it is looked at.
 #[derive(Debug)]
-pub(super) struct Words(File);
+pub(crate) struct Words(File);
 
 impl Words {
     /// The memory of a process.
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let thread = live_thread(pid).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self(File::open(format!("/proc/{thread}/mem"))?))
     }
@@ -25,7 +25,7 @@ impl Words {
     }
 
     /// Fills `bytes` from an address on; `None` where not all of them are there.
-    pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
         // Offsets of files are signed.
         i64::try_from(address).ok()?;
         self.0.read_exact_at(bytes, address).ok()
@@ -56,7 +56,7 @@ impl Words {
     }
 
     /// The 64 bits at an address.
-    pub(super) fn word(&self, address: u64) -> Option<u64> {
+    pub(crate) fn word(&self, address: u64) -> Option<u64> {
         self.array(address).map(u64::from_le_bytes)
     }
 

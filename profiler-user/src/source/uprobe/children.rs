@@ -143,6 +143,7 @@ impl Recording {
             activity: Mutex::new(Activity::of(pid)),
             // The first process's is of all.
             meter: None,
+            gates: Mutex::default(),
             common: Arc::clone(&self.common),
             process,
         };
@@ -167,7 +168,7 @@ impl Recording {
         }
         // Its parent may have loaded something just before; a program of its own may have an allocator that nobody knows.
         let space = self.ask(|table| table.space.clone())?;
-        self.attach_to_new_in(&space, is_empty)?;
+        self.attach_to_new_in(&space, is_empty, &[])?;
         Ok(())
     }
 

@@ -11,14 +11,15 @@ use super::{
     children::attach_inherited,
     inherited::Inherited,
     kernel::Kernel,
+    gates::Gates,
     recording::{RecordError, Recording, lock},
-    sites,
+    sites::{self, Site},
 };
 use crate::{
     source::memory::Watch,
     target::{
         Process,
-        allocator::{self, Findings},
+        allocator::{self, Allocator, Findings},
         loader,
         maps::AddressSpace,
         process::{ProcessError, Program, live_threads},
@@ -51,13 +52,15 @@ impl Recording {
             self.attach_anew(&space)?;
             self.was_blind_for(began.elapsed());
         }
-        self.attach_to_new_in(&space, false)
+        self.attach_to_new_in(&space, false, &[])
     }
 
+    /// Attaches to those as well that are to be attached to `again`, by their places.
     pub(super) fn attach_to_new_in(
         &self,
         space: &AddressSpace,
         has_new_loader: bool,
+        again: &[usize],
     ) -> Result<Vec<String>, RecordError> {
         let mut findings = lock(&self.findings);
         let known = findings.allocators.len();
@@ -71,16 +74,10 @@ impl Recording {
         let kernel = lock(&self.common.kernel);
         if lock(&self.ended).is_none() {
             let mut probes = lock(&self.probes);
-            let added = attach_to(
-                &kernel,
-                self.common.inherited.as_ref(),
-                &self.process,
-                &findings,
-                known,
-                has_new_loader.then(|| probes.loaders()),
-                space,
-            )?;
-            probes.extend(added);
+            let loaders = probes.loaders().to_vec();
+            let places: Vec<usize> = again.iter().copied().chain(known..findings.allocators.len()).collect();
+            let known_loaders = has_new_loader.then_some(loaders.as_slice());
+            probes.extend(self.attach_to_places(&kernel, &findings, &places, known_loaders, space)?);
             let exe = lock(&self.programs).current.exe.clone();
             for allocator in findings.allocators.iter().skip(known).cloned() {
                 let exe = exe.clone();
@@ -103,12 +100,14 @@ impl Recording {
             programs.former.push(former);
         }
         let space = self.ask(|table| table.space.clone())?;
-        let was_blind = *lock(&self.has_lost_leader);
-        if was_blind {
+        let was_blind = *lock(&self.has_lost_leader) || lock(&self.gates).is_some();
+        if *lock(&self.has_lost_leader) {
             // Another thread has taken the place of the one that the probes were attached for.
             self.attach_anew(&space)?;
         }
-        let allocators = self.attach_to_new_in(&space, true)?;
+        // What goes through a gate has no probes besides.
+        let gated = self.gates_have_gone();
+        let allocators = self.attach_to_new_in(&space, true, &gated)?;
         let has_nothing = {
             let findings = lock(&self.findings);
             loader::find(&space).is_none() && !findings.allocators.iter().any(|found| space.has(found.module))
@@ -161,7 +160,17 @@ impl Recording {
             // A call must not be seen twice.
             drop(former);
         }
-        *probes = attach_to(&kernel, None, &self.process, &lock(&self.findings), 0, Some(&[]), space)?;
+        let findings = lock(&self.findings);
+        let gates = lock(&self.gates);
+        let gated: Vec<usize> = gates.iter().flat_map(Gates::allocators).collect();
+        let ungated: Vec<usize> =
+            (0..findings.allocators.len()).filter(|place| !gated.contains(place)).collect();
+        let wanted = Wanted {
+            gates: gates.as_ref().map(Gates::sites).unwrap_or_default(),
+            known_loaders: Some(&[]),
+            ..Wanted::of(&findings, &ungated)
+        };
+        *probes = attach_to(&kernel, None, &self.process, &wanted, space)?;
         *lock(&self.has_lost_leader) = false;
         Ok(())
     }
@@ -173,21 +182,42 @@ const TRIES: u32 = 100;
 /// How long to wait for one that is not to be seen.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Attaches to all but the first `known` allocators, and where the `known_loaders` are given, to the loader unless it is one of
-/// them; through `inherited` where children are followed.
+/// What is to be attached to.
+#[derive(Default)]
+pub(super) struct Wanted<'found> {
+    /// Allocators, with their numbers.
+    pub(super) allocators: Vec<(u8, &'found Allocator)>,
+    /// Where programs are to run in gates.
+    pub(super) gates: Vec<Site>,
+    /// The loader as well, unless it is one of these; `None` for no loader.
+    pub(super) known_loaders: Option<&'found [usize]>,
+}
+
+impl<'found> Wanted<'found> {
+    /// Those of the allocators that were found which stand at these places.
+    pub(super) fn of(findings: &'found Findings, places: &[usize]) -> Self {
+        let found = findings.numbered().enumerate().filter(|(place, _)| places.contains(place));
+        Self { allocators: found.map(|(_, allocator)| allocator).collect(), ..Self::default() }
+    }
+}
+
+/// Attaches to what is wanted; through `inherited` where children are followed.
 pub(super) fn attach_to(
     kernel: &Kernel,
     inherited: Option<&Mutex<Option<Inherited>>>,
     process: &Process,
-    findings: &Findings,
-    known: usize,
-    known_loaders: Option<&[usize]>,
+    wanted: &Wanted<'_>,
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = || ProcessError::Gone { pid: process.pid() };
-    let loader =
-        known_loaders.and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));
-    let sites = |has_calls| sites::of_allocators(findings.numbered().skip(known), space, has_calls);
+    let loader = wanted
+        .known_loaders
+        .and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));
+    let sites = |has_calls| {
+        let mut sites = sites::of_allocators(wanted.allocators.iter().copied(), space, has_calls);
+        sites.extend(wanted.gates.iter().cloned());
+        sites
+    };
     if let Some(multi) = kernel.multi()
         && has_leader(process.pid())
     {

@@ -1,12 +1,12 @@
 //! Learning to walk: stacks that the kernel could not walk are walked here, and every row on the way is handed to it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use profiler_common::unwind::{Frame, Regs, Row, WalkEnd};
+use profiler_common::unwind::{FpRule, Frame, Kind, Regs, Row, WalkEnd};
 
 use super::{
     capture::{Capture, CaptureError, Walked},
@@ -18,6 +18,7 @@ use super::{
     teaching::{SharedTeaching, Teaching},
     watched::Forked,
 };
+use crate::gate::code::Frame as GateFrame;
 use crate::target::{
     allocator::Calls,
     layout::{Layout, Place},
@@ -43,6 +44,8 @@ pub(super) struct Learner {
     ahead: Vec<(usize, Calls)>,
     /// Those of them that lie within functions that allocate and are probed, as addresses in this epoch.
     of_allocating: BTreeSet<u64>,
+    /// The calls in gates, with how to go on from there.
+    gates: BTreeMap<u64, Row>,
     /// What of that is yet to be taught in this epoch, as addresses.
     untaught: Vec<u64>,
     /// What is yet to be taken back of earlier epochs: the pcs, each with its epoch.
@@ -76,6 +79,7 @@ impl Learner {
             inherited: Taught::default(),
             ahead: Vec::new(),
             of_allocating: BTreeSet::new(),
+            gates: BTreeMap::new(),
             untaught: Vec::new(),
             stale: Vec::new(),
             unfinished: HashMap::new(),
@@ -101,6 +105,7 @@ impl Learner {
             inherited,
             ahead: self.ahead.clone(),
             of_allocating: if is_empty { BTreeSet::new() } else { self.of_allocating.clone() },
+            gates: if is_empty { BTreeMap::new() } else { self.gates.clone() },
             stale: Vec::new(),
             unfinished: HashMap::new(),
             capture: None,
@@ -125,6 +130,15 @@ impl Learner {
             self.row(pc, space);
         }
         self.ahead.push((module, calls));
+    }
+
+    /// Teaches the rows of calls in a gate, now and after everything was forgotten: they are an allocator's, and call it.
+    pub(super) fn teach_gate(&mut self, frames: &[GateFrame], space: &mut AddressSpace) {
+        for frame in frames {
+            let row = Row::new(Kind::Sp, FpRule::Unchanged, 0, frame.cfa_offset);
+            self.gates.insert(frame.return_address, row.of_allocator());
+            self.row(frame.return_address, space);
+        }
     }
 
     /// Does a part of what can wait, and takes about a millisecond for it; false where there is nothing more to do.
@@ -198,6 +212,7 @@ impl Learner {
     /// Forgets a program that was replaced, and looks at what has come in its place.
     pub(super) fn start_over(&mut self, stacks: &mut StackTable) {
         self.image = self.image.wrapping_add(1);
+        self.gates.clear();
         stacks.mappings.run_program(self.image);
         self.forget(stacks);
         self.source.program_has_gone();
@@ -261,7 +276,7 @@ impl Learner {
             };
             let of_allocating = of(|calls| &calls.of_allocating).collect();
             // The stack at hand is waited for more than these.
-            self.untaught = of(|calls| &calls.all).collect();
+            self.untaught = of(|calls| &calls.all).chain(self.gates.keys().copied()).collect();
             self.of_allocating = of_allocating;
         }
         stacks.bring_up_to_date(self.pid);
@@ -350,7 +365,8 @@ impl Learner {
         if let Some(row) = self.taught.row(pc) {
             return row;
         }
-        let mut row = self.inherited.row(pc).unwrap_or_else(|| self.source.row(pc, space));
+        let known = self.gates.get(&pc).copied().or_else(|| self.inherited.row(pc));
+        let mut row = known.unwrap_or_else(|| self.source.row(pc, space));
         if self.of_allocating.contains(&pc) {
             row = row.of_allocator();
         }

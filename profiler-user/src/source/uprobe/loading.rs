@@ -19,7 +19,7 @@ use super::{
 };
 
 /// The programs that are attached to functions, one by one.
-pub(super) const UPROBES: [&str; 8] = [
+pub(super) const UPROBES: [&str; 11] = [
     "alloc_enter",
     "alloc_return",
     "alloc_ret",
@@ -28,6 +28,9 @@ pub(super) const UPROBES: [&str; 8] = [
     "map_enter",
     "unmap_enter",
     "loader_change",
+    GATE_CALL,
+    GATE_RETURN,
+    GATE_FREE,
 ];
 
 /// That of them which is attached to returns.
@@ -41,6 +44,13 @@ pub(super) const CALL: &str = "alloc_call";
 
 /// The program that is attached to functions that free.
 pub(super) const FREE: &str = "free_enter";
+
+/// The programs in gates: calls in the sample, their returns, and frees of what is in the sample.
+pub(super) const GATE_CALL: &str = "gate_call";
+/// See [`GATE_CALL`].
+pub(super) const GATE_RETURN: &str = "gate_return";
+/// See [`GATE_CALL`].
+pub(super) const GATE_FREE: &str = "gate_free";
 
 /// The programs that most processes need, of those that are attached to many places at once, where one program can see both entries and
 /// returns, and where none can. The largest come first.

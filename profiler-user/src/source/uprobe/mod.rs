@@ -56,6 +56,8 @@ mod drain;
 
 mod survey;
 
+mod gates;
+
 mod recording;
 
 mod totals;
@@ -70,6 +72,8 @@ mod children;
 
 mod left_behind;
 
+mod gating;
+
 pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 
 pub use capacity::{Capacities, Subject};
@@ -81,6 +85,8 @@ pub use attach::AttachError;
 pub use inherited::InheritedError;
 
 pub use tracefs::TracefsError;
+
+pub use gates::GateWish;
 
 pub use watched::{Forked, Notice};
 

@@ -19,7 +19,8 @@ use super::{
     capture::{Capture, CaptureError},
     children::Common,
     drain::Drain,
-    follow::attach_to,
+    follow::{Wanted, attach_to},
+    gates::{GateWish, Gates},
     inherited::Inherited,
     kernel::{Kernel, KernelError, map_refused},
     learn::Learner,
@@ -33,6 +34,7 @@ use super::{
     watched::Notice,
 };
 use crate::{
+    gated::GateError,
     source::{
         Inheritance, RawEntry, RawHeap, StackRef,
         cost::{Cost, Excess},
@@ -72,6 +74,20 @@ pub enum RecordError {
     /// The probes could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A gate is wanted, and there is none.
+    #[error("process {pid} cannot be gated: {reasons}")]
+    NotGated {
+        /// The process's PID.
+        pid: u32,
+        /// Why.
+        reasons: String,
+    },
+    /// The same, and why.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The thread that draws the gates' gaps could not be started.
+    #[error("cannot start to draw the gate's gaps")]
+    Feeder(#[source] io::Error),
     /// The thread that drains the ring buffer could not be started.
     #[error("cannot start to drain the ring buffer")]
     Drain(#[source] io::Error),
@@ -99,6 +115,8 @@ pub struct Options {
     pub with_diagnostics: bool,
     /// What every new stack is kept in, with the memory that it was walked in.
     pub capture: Option<Capture>,
+    /// What is wanted of gates; `None` for ordinary probes, which write nothing into the process.
+    pub gate: Option<GateWish>,
 }
 
 /// The numbers of the live line.
@@ -155,6 +173,8 @@ pub struct Recording {
     pub(super) activity: Mutex<Activity>,
     /// What measures the cost, where that is possible.
     pub(super) meter: Option<Meter>,
+    /// The gates, where they are wanted.
+    pub(super) gates: Mutex<Option<Gates>>,
     pub(super) common: Arc<Common>,
 }
 
@@ -187,6 +207,7 @@ impl Recording {
             stays_exact,
             with_diagnostics,
             capture,
+            gate,
         } = options;
         let pid = process.pid();
         let is_witnessed = capture.is_some();
@@ -207,12 +228,24 @@ impl Recording {
         let mut learner =
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
         let mut own_code = OwnCode::default();
+        let all: Vec<usize> = (0..findings.allocators.len()).collect();
+        let mut gates = gate.map(|wish| Gates::of(pid, wish)).transpose()?;
+        let ready = match &mut gates {
+            Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes())?,
+            None => Vec::new(),
+        };
+        let is_ready = |place: &usize| ready.iter().any(|ready| ready.allocator == *place);
+        let ungated: Vec<usize> = all.into_iter().filter(|place| !is_ready(place)).collect();
+        let wanted = Wanted {
+            gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
+            known_loaders: Some(&[]),
+            ..Wanted::of(&findings, &ungated)
+        };
         // Attaching is waiting, mostly: for all processors to have seen the probes.
         let mapped = space.clone();
         let (probes, watch) = thread::scope(|scope| {
             let attaching = scope.spawn(|| {
-                let probes =
-                    attach_to(&kernel, inherited.as_ref(), &process, &findings, 0, Some(&[]), &mapped)?;
+                let probes = attach_to(&kernel, inherited.as_ref(), &process, &wanted, &mapped)?;
                 kernel.attach_lifecycle()?;
                 Ok::<_, RecordError>(probes)
             });
@@ -220,19 +253,32 @@ impl Recording {
                 learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
                 own_code.add(allocator, &space, process.exe());
             }
+            for one in &ready {
+                learner.teach_gate(one.frames(), &mut space);
+            }
             let watch = Watch::begin(pid);
             (attaching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), watch)
         });
-        let probes = probes?;
+        let mut probes = probes?;
         let stacks = StackTable::new(space, own_code, capacities.stack_bytes);
         let drain = Drain::start(rings, pid, learner, stacks, on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         if let Some(interval_bytes) = sample_bytes {
             kernel.sampling.begin(interval_bytes)?;
         }
+        if let Some(GateWish { interval_bytes, .. }) = gate {
+            kernel.sampling.begin_behind_gate(interval_bytes)?;
+        }
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
         lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
+        if let Some(gates) = &mut gates {
+            let failed = gates.enter(ready, &labels)?;
+            if !failed.is_empty() {
+                let wanted = Wanted::of(&findings, &failed);
+                probes.extend(attach_to(&kernel, inherited.as_ref(), &process, &wanted, &mapped)?);
+            }
+        }
         let meter = Meter::start(&kernel, pid, follow_forks);
         give_back_memory();
         let programs = Programs { former: Vec::new(), current: process.program().clone() };
@@ -256,6 +302,7 @@ impl Recording {
             stays_exact,
             activity: Mutex::new(Activity::of(pid)),
             meter,
+            gates: Mutex::new(gates),
             common: Arc::new(Common::new(kernel, targets, drain, inherited, capacities.live_blocks)),
         })
     }
@@ -358,7 +405,10 @@ impl Recording {
                 kernel.counters.get(&self.process.pid(), 0).map_err(map_refused("COUNTERS"))?;
             let Read { entries, gone_objects } = self.totals(&kernel)?;
             counters.add(Counter::GoneBlocks, gone_objects);
-            (entries, counters, kernel.sampling.intervals_bytes().to_vec())
+            if let Some(gates) = &*lock(&self.gates) {
+                gates.count(&mut counters);
+            }
+            (entries, counters, kernel.sampling.intervals_bytes())
         };
         let memory = lock(&self.watch).as_ref().and_then(|watch| match ended {
             Some(duration) => watch.last(self.began + duration),
@@ -412,6 +462,7 @@ impl Recording {
             counters,
             memory,
             cost: self.cost(),
+            gate: self.gating(),
         })
     }
 
@@ -429,6 +480,9 @@ impl Recording {
         }
         *lock(&self.last_image) = lock(&self.common.targets).remove(self.process.pid()).unwrap_or_default();
         *ended = Some(self.began.elapsed());
+        if let Some(gates) = &mut *lock(&self.gates) {
+            gates.leave();
+        }
         if let Some(watch) = &mut *lock(&self.watch) {
             watch.finish();
         }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use aya::maps::{Array, MapData};
 use profiler_common::{
     heap::{Totals, TotalsKey, class_limit_bytes},
-    sampling::{CLASSES, RATES, slot},
+    sampling::{CLASSES, GATE_RATE_SLOT, RATE_SLOT, RATES, kept_bytes_behind_gate, slot},
 };
 
 use super::kernel::{KernelError, map_refused};
@@ -28,6 +28,8 @@ pub(super) struct Sampling {
     scale: Scale,
     /// The rate that the recording began with.
     first: usize,
+    /// The rate of what gates have sampled.
+    behind_gate: Option<usize>,
 }
 
 /// What kept allocations stand for.
@@ -44,13 +46,23 @@ struct Scale {
 impl Sampling {
     /// Keeps every allocation.
     pub(super) fn new(rate: Array<MapData, u32>, thresholds: Array<MapData, u32>) -> Self {
-        Self { rate, thresholds, scale: Scale::exact(), first: 0 }
+        Self { rate, thresholds, scale: Scale::exact(), first: 0, behind_gate: None }
     }
 
     /// The same as [`Sampling::set`], before anything is counted.
     pub(super) fn begin(&mut self, interval_bytes: u64) -> Result<(), KernelError> {
         self.set(interval_bytes)?;
         self.first = self.scale.intervals.len() - 1;
+        Ok(())
+    }
+
+    /// Has allocations that gates have sampled stand for those that they have not; the gates have one for every `interval_bytes`.
+    pub(super) fn begin_behind_gate(&mut self, interval_bytes: u64) -> Result<(), KernelError> {
+        let number = self.scale.intervals.len();
+        let Ok(rate) = u32::try_from(number) else { return Ok(()) };
+        self.rate.set(GATE_RATE_SLOT, rate, 0).map_err(map_refused("RATE"))?;
+        self.scale.add(interval_bytes, thresholds_behind_gate(interval_bytes));
+        self.behind_gate = Some(number);
         Ok(())
     }
 
@@ -64,7 +76,7 @@ impl Sampling {
         for (class, &threshold) in (0..).zip(&thresholds) {
             self.thresholds.set(slot(rate, class), threshold, 0).map_err(map_refused("THRESHOLDS"))?;
         }
-        self.rate.set(0, rate, 0).map_err(map_refused("RATE"))?;
+        self.rate.set(RATE_SLOT, rate, 0).map_err(map_refused("RATE"))?;
         self.scale.add(interval_bytes, thresholds);
         Ok(())
     }
@@ -75,7 +87,11 @@ impl Sampling {
             1 => DEFAULT_INTERVAL_BYTES,
             longer => longer.saturating_mul(STEP),
         };
-        if interval_bytes > LAST_STEP_BYTES || self.scale.intervals.len() >= RATES as usize {
+        // What a gate has in its sample it has decided already.
+        if interval_bytes > LAST_STEP_BYTES
+            || self.scale.intervals.len() >= RATES as usize
+            || self.behind_gate.is_some()
+        {
             return Ok(None);
         }
         self.set(interval_bytes)?;
@@ -88,8 +104,9 @@ impl Sampling {
     }
 
     /// The mean intervals that were used so far, in bytes, one after the other; 1 is every allocation.
-    pub(super) fn intervals_bytes(&self) -> &[u64] {
-        self.scale.intervals.get(self.first..).unwrap_or_default()
+    pub(super) fn intervals_bytes(&self) -> Vec<u64> {
+        let since = self.scale.intervals.iter().enumerate().skip(self.first);
+        since.filter(|(rate, _)| Some(*rate) != self.behind_gate).map(|(_, interval)| *interval).collect()
     }
 
     /// What kept allocations stand for.
@@ -137,15 +154,22 @@ fn thresholds(interval_bytes: u64) -> Vec<u32> {
     (0..CLASSES).map(|class| threshold(class, interval_bytes)).collect()
 }
 
-/// What a random number has to be below for an allocation of a size class to be kept; 0 for all.
-///
-/// The probability is 1 − exp(−S/R), as if each byte was sampled by itself with a mean interval of R bytes; S is the largest size of
-/// the class.
+/// The same of what gates have sampled: by the bytes that every block of the class has, and what is charged beside them.
+fn thresholds_behind_gate(interval_bytes: u64) -> Vec<u32> {
+    (0..CLASSES).map(|class| threshold_of(kept_bytes_behind_gate(class), interval_bytes)).collect()
+}
+
+/// What a random number has to be below for an allocation of a size class to be kept; 0 for all. S is the largest size of the class.
 fn threshold(class: u32, interval_bytes: u64) -> u32 {
+    threshold_of(class_limit_bytes(class), interval_bytes)
+}
+
+/// The probability is 1 − exp(−S/R), as if each of S bytes was sampled by itself with a mean interval of R bytes.
+fn threshold_of(size_bytes: u64, interval_bytes: u64) -> u32 {
     if interval_bytes <= 1 {
         return 0;
     }
-    let probability = -(-(class_limit_bytes(class) as f64) / interval_bytes as f64).exp_m1();
+    let probability = -(-(size_bytes as f64) / interval_bytes as f64).exp_m1();
     let threshold = (probability * ALL).round().max(1.0);
     if threshold >= ALL { 0 } else { threshold as u32 }
 }

@@ -7,12 +7,15 @@ use profiler_common::{
     counters::Counter,
 };
 
-use super::loading::{CALL, FREE, RETURNS};
-use crate::target::{
-    allocator::Allocator,
-    hooks::Back,
-    loader,
-    maps::{AddressSpace, Module},
+use super::loading::{CALL, FREE, GATE_CALL, GATE_FREE, GATE_RETURN, RETURNS};
+use crate::{
+    gate::code::Stop,
+    target::{
+        allocator::Allocator,
+        hooks::Back,
+        loader,
+        maps::{AddressSpace, Module},
+    },
 };
 
 /// A place where a program is to run.
@@ -89,6 +92,25 @@ pub(super) fn of_allocators<'found>(
         }
     }
     sites
+}
+
+/// Where a program goes in a gate, at a place in the gate's file, for a function of this shape that an allocator of this number has.
+pub(super) fn behind_gate(
+    shape: Shape,
+    number: u8,
+    stop: Stop,
+    function: String,
+    path: PathBuf,
+    offset: u64,
+) -> Site {
+    // Its returns are seen in the gate, with its return address where the caller has put it.
+    let convention = shape.convention().unwrap_or_default().of_allocator(number).by_ret();
+    let (program, cookie) = match stop {
+        Stop::Call => (GATE_CALL, convention.cookie()),
+        Stop::Return => (GATE_RETURN, 0),
+        Stop::Free => (GATE_FREE, 0),
+    };
+    Site { program, cookie, function, path: "the gate".to_owned(), held_path: path, offset }
 }
 
 /// The loader as a module, and the function that it calls around every change of what is mapped; `None` where there is no such

@@ -1,0 +1,86 @@
+//! Gates in processes: put in, fed, found again, taken out.
+//!
+//! A gate is a file in memory that the process has mapped twice, privately: its code, which nobody writes any more, and its data, of
+//! which the process has its own copy as soon as it writes. The file's first page says what the gate has changed, so that
+//! whoever comes upon it can undo that.
+
+mod error;
+
+mod description;
+
+mod memory;
+
+mod prepared;
+
+mod entering;
+
+mod leaving;
+
+mod left;
+
+mod feeding;
+
+pub use description::{Description, Jump};
+pub use error::GateError;
+pub use feeding::Feeder;
+pub use leaving::Departure;
+pub use left::{Left, find};
+pub use prepared::{Plan, Prepared};
+
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    gate::code::{Frame, Site},
+    target::words::Words,
+};
+
+/// How long threads are waited for that are to stand still. One that computes does so as soon as it has a processor.
+const STOP_LIMIT: Duration = Duration::from_millis(100);
+
+/// A gate that is in.
+#[derive(Debug)]
+pub struct Gate {
+    pid: u32,
+    /// Its memory, locked for as long as somebody is there who counts by it.
+    file: Arc<File>,
+    /// The process's, for as long as it runs this program.
+    words: Words,
+    description: Description,
+    sites: Vec<Site>,
+    frames: Vec<Frame>,
+}
+
+/// What a gate has counted itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Threads that are inside a call of the sample.
+    pub inside: u64,
+    /// Blocks that had no room in the table.
+    pub overflows: u64,
+    /// Times that two calls used up a budget together.
+    pub lost_budgets: u64,
+}
+
+impl Gate {
+    /// Its functions.
+    pub fn functions(&self) -> usize {
+        self.description.jumps.len()
+    }
+
+    /// What it has counted; `None` where its memory is gone.
+    pub fn counts(&self) -> Option<Counts> {
+        let word = |offset| self.words.word(self.description.data.start + offset);
+        let layout = self.description.layout();
+        Some(Counts {
+            inside: word(layout.inside())?,
+            overflows: word(layout.overflows())?,
+            lost_budgets: word(layout.lost_budgets())?,
+        })
+    }
+}
+
+/// Where a file of ours can be opened by its descriptor.
+fn path_of(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}

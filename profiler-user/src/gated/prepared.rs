@@ -1,0 +1,223 @@
+//! Making a gate ready: its memory is there, and nothing leads to it yet.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Description, GateError, Jump, STOP_LIMIT,
+    feeding,
+    memory::{self, Memory},
+    path_of,
+};
+use crate::{
+    gate::{
+        code::{self, Budget, Frame, Function, Gates, Setting, Site},
+        layout::{BUDGET_BYTES, BUDGETS, Layout, NEXT_GAP, PAGE_BYTES},
+        room,
+    },
+    target::{cover::JUMP_BYTES, mapping, stopped::Stopped, words::Words},
+};
+
+/// What is to be gated, and how.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The functions of an allocator, all of them.
+    pub functions: Vec<Function>,
+    /// What each is called, for people.
+    pub names: Vec<String>,
+    /// Where their code is mapped.
+    pub module: Range<u64>,
+    /// The mean number of bytes from one sample to the next.
+    pub interval_bytes: u64,
+    /// How many blocks there may be in the sample at a time; more cost more, and are counted.
+    pub blocks: u64,
+}
+
+/// A gate that nothing leads to yet. Dropping it leaves its memory in the process: see [`Prepared::withdraw`].
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) pid: u32,
+    pub(super) file: Arc<File>,
+    pub(super) words: Words,
+    pub(super) description: Description,
+    pub(super) gates: Gates,
+    /// What each function has where its jump goes, as many bytes as were looked at.
+    pub(super) covered: Vec<(String, Vec<u8>)>,
+    /// How long the process stood still for it.
+    pub stood: Duration,
+}
+
+impl Prepared {
+    /// Makes a gate ready in a process.
+    ///
+    /// # Errors
+    ///
+    /// The process is then as it was.
+    pub fn make(pid: u32, plan: &Plan) -> Result<Self, GateError> {
+        let layout = Layout::for_blocks(plan.blocks);
+        let described = Description::bytes_for(plan.functions.len());
+        let room = described + code_bytes(plan, layout)?;
+        let at = find_room(pid, &plan.module, room)?;
+        let words = Words::of(pid).map_err(GateError::file(pid, "read"))?;
+        let stopped = Stopped::all(pid, STOP_LIMIT)?;
+        let budget = stopped.rseq_offset()?.map_or(Budget::OfThread, |offset| Budget::OfCpu { offset });
+        let memory = Memory::map(&stopped, pid, at, room, layout.bytes())?;
+        let stood = stopped.release();
+        let Memory { file, code, data } = memory;
+        let setting =
+            Setting { code_address: code.start + described, data_address: data.start, layout, budget };
+        let filled = code::assemble(&plan.functions, &setting).map_err(GateError::from).and_then(|gates| {
+            let jumps = jumps(pid, plan, &gates)?;
+            let description = Description::new(code.clone(), data.clone(), layout, jumps);
+            fill(&file, pid, &description, described, &gates, plan.interval_bytes)?;
+            Ok((gates, description))
+        });
+        let (gates, description) = match filled {
+            Ok(filled) => filled,
+            Err(error) => {
+                take_back(pid, &[code, data])?;
+                return Err(error);
+            }
+        };
+        let bytes = plan.functions.iter().map(|function| function.cover.bytes.clone());
+        let covered = plan.names.iter().cloned().zip(bytes).collect();
+        Ok(Self { pid, file: Arc::new(file), words, description, gates, covered, stood })
+    }
+
+    /// Where programs are to run, with offsets in the file at [`Prepared::path`].
+    pub fn sites(&self) -> impl Iterator<Item = (Site, u64)> {
+        let start = self.description.code.start;
+        self.gates.sites.iter().map(move |site| (*site, site.address.saturating_sub(start)))
+    }
+
+    /// Its calls, for those who walk stacks.
+    pub fn frames(&self) -> &[Frame] {
+        &self.gates.frames
+    }
+
+    /// A path that leads to its code, for as long as it or the gate is there.
+    pub fn path(&self) -> PathBuf {
+        path_of(&self.file)
+    }
+
+    /// Its code and data, where they are mapped.
+    pub const fn ranges(&self) -> (&Range<u64>, &Range<u64>) {
+        (&self.description.code, &self.description.data)
+    }
+
+    /// The file, for who writes its gaps.
+    pub fn feed(&self, interval_bytes: u64) -> feeding::Fed {
+        feeding::Fed::new(&self.file, self.pid, &self.description, interval_bytes)
+    }
+
+    /// Takes its memory from the process again.
+    pub fn withdraw(self) -> Result<(), GateError> {
+        let Description { code, data, .. } = self.description;
+        take_back(self.pid, &[code, data])
+    }
+}
+
+/// What the code takes at most: by thread it is longest, and by how far a jump goes it gets longer by no more than this.
+fn code_bytes(plan: &Plan, layout: Layout) -> Result<u64, GateError> {
+    let draft = Setting {
+        code_address: plan.module.end.saturating_add(PAGE_BYTES),
+        data_address: 1 << 46,
+        layout,
+        budget: Budget::OfThread,
+    };
+    let bytes = code::assemble(&plan.functions, &draft)?.bytes.len() as u64;
+    Ok((bytes + bytes / 4).next_multiple_of(PAGE_BYTES))
+}
+
+fn find_room(pid: u32, module: &Range<u64>, bytes: u64) -> Result<u64, GateError> {
+    let mappings = mapping::all(pid)?;
+    let heap = mappings.iter().find(|mapping| mapping.name == b"[heap]").map(|mapping| mapping.end);
+    let mapped: Vec<Range<u64>> = mappings.iter().map(|mapping| mapping.start..mapping.end).collect();
+    room::near(&mapped, module, bytes, heap).ok_or(GateError::NoRoom { pid, bytes, start: module.start })
+}
+
+fn jumps(pid: u32, plan: &Plan, gates: &Gates) -> Result<Vec<Jump>, GateError> {
+    let pairs = plan.functions.iter().zip(&gates.entries);
+    let jump = |(function, entry): (&Function, &u64)| {
+        let original = *function.cover.bytes.first_chunk::<JUMP_BYTES>()?;
+        Jump::to(function.address, original, *entry)
+    };
+    let far = || GateError::NoRoom { pid, bytes: gates.bytes.len() as u64, start: plan.module.start };
+    pairs.map(|pair| jump(pair).ok_or_else(far)).collect()
+}
+
+/// Writes it into the file, which the process sees where it is mapped: it has written nothing there itself.
+fn fill(
+    file: &File,
+    pid: u32,
+    description: &Description,
+    described: u64,
+    gates: &Gates,
+    interval_bytes: u64,
+) -> Result<(), GateError> {
+    let room = description.code.end - description.code.start;
+    let bytes = described + gates.bytes.len() as u64;
+    let text = description.to_bytes();
+    if bytes > room || text.len() as u64 > described {
+        return Err(GateError::TooLarge { bytes, room });
+    }
+    let layout = description.layout();
+    let write = || -> io::Result<()> {
+        file.write_all_at(&gates.bytes, described)?;
+        feeding::write_gaps(file, room + layout.gaps(), interval_bytes)?;
+        file.write_all_at(&budgets(interval_bytes)?, room + layout.budgets())?;
+        // Last, for it says that all is there.
+        file.write_all_at(&text, 0)
+    };
+    write().map_err(GateError::file(pid, "written"))
+}
+
+/// What budgets begin with: a gap of their own, and a place in the table of gaps where others do not begin.
+fn budgets(interval_bytes: u64) -> io::Result<Vec<u8>> {
+    let gaps = feeding::draw(interval_bytes)?;
+    let step = gaps.len() / BUDGETS as usize;
+    let budgets = gaps.iter().step_by(step).take(BUDGETS as usize).enumerate().flat_map(|(number, gap)| {
+        let mut budget = [0; BUDGET_BYTES as usize];
+        let (had, rest) = budget.split_at_mut(NEXT_GAP as usize);
+        had.copy_from_slice(&gap.to_le_bytes());
+        let next = (number * step) as u32;
+        rest.iter_mut().zip(next.to_le_bytes()).for_each(|(byte, value)| *byte = value);
+        budget
+    });
+    Ok(budgets.collect())
+}
+
+fn take_back(pid: u32, ranges: &[Range<u64>]) -> Result<(), GateError> {
+    let stopped = Stopped::all(pid, STOP_LIMIT)?;
+    for range in ranges {
+        memory::unmap(&stopped, range)?;
+    }
+    stopped.release();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::gaps::GAPS;
+
+    #[test]
+    fn budgets_begin_apart_and_with_something() {
+        let bytes = budgets(512 << 10).unwrap();
+        assert_eq!(bytes.len() as u64, BUDGETS * BUDGET_BYTES);
+        let nexts: Vec<u32> = bytes
+            .chunks(BUDGET_BYTES as usize)
+            .map(|budget| u32::from_le_bytes(budget[8..12].try_into().unwrap()))
+            .collect();
+        assert_eq!(nexts[0..3], [0, 32, 64]);
+        assert!(nexts.iter().all(|next| (*next as usize) < GAPS));
+        assert!(bytes.chunks(BUDGET_BYTES as usize).any(|budget| budget[..8] != [0; 8]));
+    }
+}

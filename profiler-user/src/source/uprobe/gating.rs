@@ -1,0 +1,71 @@
+//! Attaching to allocators while a recording goes on, by a gate where one is wanted and there can be one.
+
+use super::{
+    attach::Probes,
+    follow::{Wanted, attach_to},
+    gates::{Gates, Ready},
+    kernel::Kernel,
+    recording::{RecordError, Recording, lock},
+};
+use crate::{source::gate::Gating, target::allocator::Findings, target::maps::AddressSpace};
+
+impl Recording {
+    /// Attaches to those of the allocators that were found, by their places, and where the `known_loaders` are given, to the loader unless
+    /// it is one of them.
+    pub(super) fn attach_to_places(
+        &self,
+        kernel: &Kernel,
+        findings: &Findings,
+        places: &[usize],
+        known_loaders: Option<&[usize]>,
+        space: &AddressSpace,
+    ) -> Result<Probes, RecordError> {
+        let inherited = self.common.inherited.as_ref();
+        let mut gates = lock(&self.gates);
+        let ready = match &mut *gates {
+            Some(gates) => gates.prepare(findings, places, space, self.process.rss_bytes())?,
+            None => Vec::new(),
+        };
+        let ungated: Vec<usize> =
+            places.iter().copied().filter(|place| ready.iter().all(|ready| ready.allocator != *place)).collect();
+        let wanted = Wanted {
+            gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
+            known_loaders,
+            ..Wanted::of(findings, &ungated)
+        };
+        let mut probes = attach_to(kernel, inherited, &self.process, &wanted, space)?;
+        if let Some(gates) = &mut *gates {
+            self.teach_gates(&ready);
+            let failed = gates.enter(ready, &lock(&self.labels))?;
+            if !failed.is_empty() {
+                let wanted = Wanted::of(findings, &failed);
+                probes.extend(attach_to(kernel, inherited, &self.process, &wanted, space)?);
+            }
+        }
+        Ok(probes)
+    }
+
+    fn teach_gates(&self, ready: &[Ready]) {
+        for one in ready {
+            let frames = one.frames().to_vec();
+            self.common.drain.tell(self.process.pid(), move |learner, stacks| {
+                learner.teach_gate(&frames, &mut stacks.space);
+            });
+        }
+    }
+
+    /// How it is gated; `None` where that is not wanted.
+    pub fn gating(&self) -> Option<Gating> {
+        lock(&self.gates).as_ref().map(|gates| gates.gating(&lock(&self.labels)))
+    }
+
+    /// The gates of a program that has been replaced: gives the places of the allocators that had one.
+    pub(super) fn gates_have_gone(&self) -> Vec<usize> {
+        let mut gates = lock(&self.gates);
+        let places = gates.iter().flat_map(Gates::allocators).collect();
+        if let Some(gates) = &mut *gates {
+            gates.program_has_gone();
+        }
+        places
+    }
+}
