@@ -30,8 +30,15 @@ pub(super) struct Mapping {
 
 /// The mappings of a process that are executable, read through one of its threads.
 pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
+    let mut maps = all(pid, thread)?;
+    maps.retain(|map| map.is_executable);
+    Ok(maps)
+}
+
+/// All mappings of a process, by rising address, read through one of its threads.
+pub(super) fn all(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
     let maps = File::open(format!("/proc/{thread}/maps"));
-    let mut maps = maps.and_then(|maps| read(BufReader::new(maps))).map_err(|source| {
+    let maps = maps.and_then(|maps| read(BufReader::new(maps))).map_err(|source| {
         match Errno::from_io_error(&source) {
             // The thread ended meanwhile: that is what its files say then.
             Some(Errno::NOENT | Errno::SRCH) => ProcessError::Gone { pid },
@@ -41,7 +48,6 @@ pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessE
     if maps.is_empty() {
         return Err(ProcessError::Gone { pid });
     }
-    maps.retain(|map| map.is_executable);
     Ok(maps)
 }
 
