@@ -3,8 +3,9 @@
  *
  * `block` starts the former and is done when each is about to wait; `waiting` prints how many the kernel shows to wait, `end`
  * wakes them and prints what each call returned. `count N` starts N threads, `counted` is done when each has counted on.
- * `churn` starts threads that start threads. `signals` prints how many signals have come. `step` has a thread call a function
- * for ever and prints where that is. `filter` has all system calls filtered. `vfork` has a thread wait for a child where nothing
+ * `churn` starts threads that start threads. `signals` prints how many signals have come. `copies` has a thread go round in a
+ * loop and prints where that is; a copy of it is on the next page. `handle` and `handle aside` have that thread handle a signal
+ * until `leave`. `deep` waits for a byte with much on its stack. `filter` has all system calls filtered. `vfork` has a thread wait for a child where nothing
  * interrupts it, until `join`. `spin` prints where a word is and computes until it is not 0.
  */
 #include "ledger.h"
@@ -18,6 +19,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -233,30 +235,72 @@ static void signals(const char *argument)
             say("came %d %d", signal, (int)came[signal]);
 }
 
-/* Of instructions that take their time, so that a thread is found at each of them. */
-__attribute__((naked, noinline, used)) static void inner(void)
+/* Without end, of instructions that take their time, so that a thread is found at each of them. */
+__attribute__((naked, noinline, used)) static void round_and_round(void)
 {
-    __asm__("pause\n pause\n pause\n pause\n pause\n pause\n pause\n pause\n ret\n");
+    __asm__("1: pause\n pause\n pause\n pause\n pause\n pause\n pause\n pause\n lock incq (%rdi)\n jmp 1b\n");
 }
 
-static void *within(void *argument)
+enum { ROUND_BYTES = 22, PAGE = 4096 };
+
+static pthread_t rounds;
+static char aside[1 << 16];
+
+static void *within(void *copy)
 {
-    atomic_ulong *counter = argument;
-    for (;;) {
-        inner();
-        atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-    }
+    stack_t stack = { .ss_sp = aside, .ss_size = sizeof aside };
+    if (sigaltstack(&stack, NULL))
+        fatal("no stack for signals");
+    void (*code)(atomic_ulong *) = (void (*)(atomic_ulong *))(uintptr_t)copy;
+    code(&counters[0].value);
     return NULL;
 }
 
-static void step(const char *argument)
+static void copies(const char *argument)
 {
     (void)argument;
-    pthread_t thread;
-    pthread_create(&thread, NULL, within, &counters[0].value);
+    char *code = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (code == MAP_FAILED)
+        fatal("no memory");
+    for (int copy = 0; copy < 2; copy++)
+        memcpy(code + copy * PAGE, (void *)(uintptr_t)round_and_round, ROUND_BYTES);
+    pthread_create(&rounds, NULL, within, code);
     counting = 1;
     counted("");
-    say("inner %lu", (unsigned long)(uintptr_t)inner);
+    say("copies %lu", (unsigned long)(uintptr_t)code);
+}
+
+static atomic_int is_handling;
+
+static void stay(int signal)
+{
+    for (is_handling = signal; is_handling;)
+        sched_yield();
+}
+
+static void handle(const char *argument)
+{
+    if (pthread_kill(rounds, strcmp(argument, "aside") ? SIGUSR2 : SIGALRM))
+        fatal("no thread");
+    while (!is_handling)
+        sched_yield();
+}
+
+static void leave(const char *argument)
+{
+    is_handling = 0;
+    counted(argument);
+}
+
+static KEEP void deep(const char *argument)
+{
+    volatile char large[2 << 20];
+    char byte;
+    large[0] = 1;
+    say("deep %d", large[0]);
+    if (read(STDIN_FILENO, &byte, 1) != 1)
+        fatal(argument);
+    large[1] = byte;
 }
 
 static void filter(const char *argument)
@@ -305,13 +349,18 @@ int main(void)
     static const struct command commands[] = {
         { "block", block },     { "waiting", waiting }, { "end", end },         { "count", count },
         { "counted", counted }, { "churn", churn },     { "churned", churned }, { "signals", signals },
-        { "step", step },       { "filter", filter },   { "vfork", start_child }, { "join", join },
-        { "spin", spin },       { NULL, NULL },
+        { "copies", copies },       { "filter", filter },   { "vfork", start_child }, { "join", join },
+        { "spin", spin },       { "handle", handle },   { "leave", leave },     { "deep", deep },
+        { NULL, NULL },
     };
     struct sigaction action = { .sa_handler = take };
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGCONT, &action, NULL);
     sigaction(SIGRTMIN + 3, &action, NULL);
+    action.sa_handler = stay;
+    sigaction(SIGUSR2, &action, NULL);
+    action.sa_flags = SA_ONSTACK;
+    sigaction(SIGALRM, &action, NULL);
     serve(commands);
     return 0;
 }

@@ -1,14 +1,16 @@
 //! Processes whose threads are all stopped for a moment, and who notice nothing.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use heaptap_tests::compile;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::process::{Lines, PATIENCE, Process};
-use profiler_user::target::stopped::{StopError, Stopped};
+use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped};
 use rustix::process::Signal;
 
 /// Generous, for machines are shared; how long it takes is printed.
@@ -17,7 +19,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 const SYS_MMAP: u64 = 9;
 const SYS_GETPID: u64 = 39;
 const SYS_MUNMAP: u64 = 11;
+const SYS_CLOSE: u64 = 3;
+const SYS_MEMFD_CREATE: u64 = 319;
 const PAGE: u64 = 4096;
+const NOTHING: [u64; 0] = [];
 
 /// In which this test program stops another process instead, and waits to be killed.
 const STOPS: &str = "HEAPTAP_TEST_STOPS";
@@ -62,8 +67,26 @@ fn use_memory(stopped: &Stopped) {
     assert_eq!(stopped.read(page + 7, 9).expect("the page can be read"), b"\0heaptap\0");
     stopped.write_code(page, b"code").expect("the page can be written");
     assert_eq!(stopped.read(page, 4).expect("the page can be read"), b"code");
-    assert_eq!(stopped.syscall(SYS_MUNMAP, [page, PAGE, 0, 0, 0, 0]).expect("munmap"), 0);
+    assert_eq!(stopped.syscall(SYS_MUNMAP, [page, PAGE]).expect("munmap"), 0);
     stopped.read(page, 1).expect_err("the page is gone");
+}
+
+#[test]
+fn an_argument_can_be_bytes() {
+    let mut guest = Guest::start("blocked");
+    guest.command("count 3");
+    let stopped = stop(&guest);
+    let arguments = [Argument::from(c"heaptap"), Argument::from(0)];
+    let file = stopped.syscall(SYS_MEMFD_CREATE, arguments).expect("memfd_create");
+    let link = format!("/proc/{}/fd/{file}", guest.pid());
+    let name = fs::read_link(link).expect("the file is open");
+    assert_eq!(name.to_str(), Some("/memfd:heaptap (deleted)"));
+    assert_eq!(stopped.syscall(SYS_CLOSE, [file]).expect("close"), 0);
+    let count = stopped.syscall(SYS_GETPID, [0; 7]).expect_err("there are no such calls");
+    assert!(matches!(count, StopError::Arguments { count: 7, .. }), "{count:?}");
+    stopped.release();
+    guest.command("counted");
+    guest.exit();
 }
 
 #[test]
@@ -74,7 +97,7 @@ fn calls_that_wait_go_on_waiting() {
         until_blocked(&mut guest);
         let stopped = stop(&guest);
         assert_eq!(stopped.registers().expect("registers").len(), 6);
-        assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+        assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
         use_memory(&stopped);
         stopped.release();
     }
@@ -99,7 +122,7 @@ fn a_thread_that_runs_can_make_a_system_call() {
         use_memory(&stopped);
         let after = stopped.registers().expect("registers");
         assert_eq!(format!("{before:?}"), format!("{after:?}"), "the registers are what they were");
-        let failed = stopped.syscall(SYS_MUNMAP, [1, 0, 0, 0, 0, 0]).expect_err("an address that is odd");
+        let failed = stopped.syscall(SYS_MUNMAP, [1, 0]).expect_err("an address that is odd");
         assert!(matches!(failed, StopError::Call { number: SYS_MUNMAP, .. }), "{failed:?}");
         stopped.release();
     }
@@ -137,7 +160,7 @@ fn a_stopped_process_stays_stopped_and_continues_when_told() {
     until_states(guest.pid(), "stopped", |state| state == 'T');
     for _ in 0..10 {
         let stopped = stop(&guest);
-        assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+        assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
         stopped.release();
         until_states(guest.pid(), "stopped", |state| state == 'T');
     }
@@ -146,12 +169,12 @@ fn a_stopped_process_stays_stopped_and_continues_when_told() {
     // Told to stop, and to go on, while it is stopped by us.
     let stopped = stop(&guest);
     guest.signal(Signal::STOP);
-    assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+    assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
     stopped.release();
     until_states(guest.pid(), "stopped", |state| state == 'T');
     let stopped = stop(&guest);
     guest.signal(Signal::CONT);
-    assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+    assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
     stopped.release();
     guest.command("counted");
     assert_eq!(guest.command("signals"), ["came 18 2"]);
@@ -168,7 +191,7 @@ fn signals_that_come_meanwhile_arrive() {
         guest.signal(Signal::USR1);
         let kill = Command::new("kill").args([format!("-{time_signal}"), guest.pid().to_string()]).status();
         assert!(kill.expect("kill").success());
-        assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+        assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
         stopped.release();
         let expected = [format!("came 10 {round}"), format!("came {time_signal} {round}")];
         let deadline = Instant::now() + PATIENCE;
@@ -190,40 +213,78 @@ fn threads_that_come_and_go_do_not_break_it() {
             "{}",
             states(guest.pid())
         );
-        assert_eq!(stopped.syscall(SYS_GETPID, [0; 6]).expect("getpid"), u64::from(guest.pid()));
+        assert_eq!(stopped.syscall(SYS_GETPID, NOTHING).expect("getpid"), u64::from(guest.pid()));
         stopped.release();
         guest.command("churned");
     }
     guest.exit();
 }
 
+/// The offsets of the instructions of `round_and_round` in guests/blocked.c, and where it ends.
+const ROUND: [u64; 10] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 20];
+const ROUND_BYTES: u64 = 22;
+
 #[test]
-fn threads_are_stepped_out_of_what_is_to_be_changed() {
+fn threads_are_moved_to_a_copy_of_what_is_to_be_changed() {
     let mut guest = Guest::start("blocked");
-    let inner = guest.number("step");
-    // Eight instructions of two bytes, and the return.
-    let range = inner..inner + 17;
-    let is_inside = |stopped: &Stopped| {
-        stopped
-            .registers()
-            .expect("registers")
-            .iter()
-            .any(|(_, registers)| range.start < registers.rip && registers.rip < range.end)
-    };
-    let mut inside = 0;
-    for _ in 0..200 {
+    let first = guest.number("copies");
+    let second = first + PAGE;
+    let mut offsets = BTreeSet::new();
+    for round in 0..100 {
+        let (from, to) = if round % 2 == 0 { (first, second) } else { (second, first) };
+        let pairs = ROUND.map(|offset| (from + offset, to + offset));
         let stopped = stop(&guest);
-        if is_inside(&stopped) {
-            inside += 1;
-            let stuck = stopped.step_out(std::slice::from_ref(&range), 0).expect_err("no step is allowed");
-            assert!(matches!(stuck, StopError::Inside { steps: 0, .. }), "{stuck:?}");
-        }
-        stopped.step_out(std::slice::from_ref(&range), 16).expect("ten steps are enough");
-        assert!(!is_inside(&stopped));
+        assert_eq!(stopped.move_threads(&pairs).expect("it can be moved"), 1);
+        assert_eq!(stopped.move_threads(&pairs).expect("nobody is there"), 0);
+        let registers = stopped.registers().expect("registers");
+        let at = registers.iter().find_map(|(_, registers)| registers.rip.checked_sub(to));
+        offsets.insert(at.filter(|at| *at < ROUND_BYTES).expect("it has been moved"));
         stopped.release();
         guest.command("counted");
     }
-    assert!(inside > 0, "no thread was ever within");
+    assert!(offsets.len() > 1, "it was only ever at {offsets:?}");
+    guest.exit();
+}
+
+#[test]
+fn where_a_signal_will_return_to_is_found() {
+    let mut guest = Guest::start("blocked");
+    let loops = guest.number("copies");
+    // It is almost never at the first instruction, which would not count.
+    let around = loops - 1..loops + ROUND_BYTES;
+    let found = |guest: &Guest, range: &Range<u64>| {
+        let stopped = stop(guest);
+        let began = Instant::now();
+        let words = stopped.find_words(std::slice::from_ref(range)).expect("stacks can be read");
+        println!("looked for {:?}", began.elapsed());
+        words
+    };
+    let running = found(&guest, &around);
+    assert!(running.found.iter().any(|word| word.at.is_none()), "{running:?}");
+    for handler in ["handle", "handle aside"] {
+        guest.command(handler);
+        let handling = found(&guest, &around);
+        assert!(handling.found.iter().any(|word| word.at.is_some()), "{handling:?}");
+        assert!(handling.found.iter().all(|word| word.at.is_some() && around.contains(&word.word)));
+        assert!(handling.unseen.is_empty(), "{handling:?}");
+        let elsewhere = found(&guest, &(loops + PAGE..loops + 2 * PAGE));
+        assert_eq!(elsewhere, StackWords::default());
+        guest.command("leave");
+    }
+    guest.exit();
+}
+
+#[test]
+fn a_stack_that_is_too_long_is_told_of() {
+    let mut guest = Guest::start("blocked");
+    guest.send("deep");
+    guest.line("deep");
+    let stopped = stop(&guest);
+    let words = stopped.find_words(&[]).expect("stacks can be read");
+    assert_eq!(words.unseen, [i32::try_from(guest.pid()).unwrap()]);
+    stopped.release();
+    guest.send("");
+    guest.line("done");
     guest.exit();
 }
 
@@ -268,7 +329,7 @@ fn a_process_that_is_killed_while_it_is_stopped_is_gone() {
     while stopped.registers().is_ok() {
         assert!(Instant::now() < deadline, "it still has registers");
     }
-    let gone = stopped.syscall(SYS_GETPID, [0; 6]).expect_err("nobody is there");
+    let gone = stopped.syscall(SYS_GETPID, NOTHING).expect_err("nobody is there");
     assert!(matches!(gone, StopError::Gone { .. } | StopError::NoThread { .. }), "{gone:?}");
     stopped.release();
     let pid = guest.pid();

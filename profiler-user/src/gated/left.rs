@@ -23,7 +23,7 @@ pub struct Left {
 ///
 /// One by which another heaptap counts is [`GateError::Taken`].
 pub fn find(pid: u32) -> Result<Vec<Left>, GateError> {
-    let mappings = match mapping::all(pid) {
+    let mappings = match mapping::of(pid) {
         Ok(mappings) => mappings,
         Err(ProcessError::Gone { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),

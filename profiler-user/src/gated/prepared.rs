@@ -137,7 +137,7 @@ fn code_bytes(plan: &Plan, layout: Layout) -> Result<u64, GateError> {
 }
 
 fn find_room(pid: u32, module: &Range<u64>, bytes: u64) -> Result<u64, GateError> {
-    let mappings = mapping::all(pid)?;
+    let mappings = mapping::of(pid)?;
     let heap = mappings.iter().find(|mapping| mapping.name == b"[heap]").map(|mapping| mapping.end);
     let mapped: Vec<Range<u64>> = mappings.iter().map(|mapping| mapping.start..mapping.end).collect();
     room::near(&mapped, module, bytes, heap).ok_or(GateError::NoRoom { pid, bytes, start: module.start })

@@ -33,17 +33,18 @@ pub(crate) struct Mapping {
 
 /// The mappings of a process that are executable, read through one of its threads.
 pub(super) fn executable(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
-    let mut maps = through(pid, thread)?;
+    let mut maps = all(pid, thread)?;
     maps.retain(|map| map.is_executable);
     Ok(maps)
 }
 
 /// All mappings of a process, by rising address.
-pub(crate) fn all(pid: u32) -> Result<Vec<Mapping>, ProcessError> {
-    through(pid, live_thread(pid).ok_or(ProcessError::Gone { pid })?)
+pub(crate) fn of(pid: u32) -> Result<Vec<Mapping>, ProcessError> {
+    all(pid, live_thread(pid).ok_or(ProcessError::Gone { pid })?)
 }
 
-fn through(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
+/// All mappings of a process, by rising address, read through one of its threads.
+pub(super) fn all(pid: u32, thread: u32) -> Result<Vec<Mapping>, ProcessError> {
     let maps = File::open(format!("/proc/{thread}/maps"));
     let maps = maps.and_then(|maps| read(BufReader::new(maps))).map_err(|source| {
         match Errno::from_io_error(&source) {

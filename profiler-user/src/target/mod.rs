@@ -12,13 +12,13 @@ pub mod launch;
 
 pub(crate) mod version;
 
-mod mapping;
+pub(crate) mod mapping;
 
 pub mod maps;
 
 pub mod memory;
 
-mod words;
+pub(crate) mod words;
 
 mod thread_stacks;
 

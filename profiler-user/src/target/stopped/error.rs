@@ -70,16 +70,30 @@ pub enum StopError {
         mode: u32,
     },
     /// No thread is in a condition to execute a system call.
-    #[error("no thread of process {pid} can execute a system call")]
+    #[error("no thread of process {pid} can execute a system call, and thread {thread} not because")]
     NoThread {
         /// The process.
         pid: u32,
+        /// The one that would have been best.
+        thread: i32,
+        /// Why it cannot.
+        source: Unfit,
     },
-    /// There is no `syscall` instruction.
-    #[error("process {pid} has no system call instruction that could be used")]
+    /// There are no instructions that would execute a system call and come back from it.
+    #[error("the code of process {pid} has no {missing}, without which it can execute no system call for us")]
     NoInstruction {
         /// The process.
         pid: u32,
+        /// What was looked for.
+        missing: &'static str,
+    },
+    /// A system call takes six arguments at most.
+    #[error("system call {number} is given {count} arguments")]
+    Arguments {
+        /// The system call.
+        number: u64,
+        /// How many.
+        count: usize,
     },
     /// A thread stopped otherwise than it should have; its registers are what they were.
     #[error(
@@ -104,26 +118,6 @@ pub enum StopError {
         number: u64,
         /// What it returned.
         source: io::Error,
-    },
-    /// A thread does not leave the range that it is in.
-    #[error("thread {thread} of process {pid} is still at {address:#x} after {steps} instructions")]
-    Inside {
-        /// The process.
-        pid: u32,
-        /// The thread.
-        thread: i32,
-        /// Where it is.
-        address: u64,
-        /// How far it was let go.
-        steps: u32,
-    },
-    /// What a step ends with is a signal that the process ignores, and the kernel would make it stop ignoring it.
-    #[error("process {pid} ignores SIGTRAP, so that thread {thread} cannot be stepped")]
-    IgnoresSteps {
-        /// The process.
-        pid: u32,
-        /// The thread.
-        thread: i32,
     },
     /// Memory cannot be read or written.
     #[error("{length} bytes at {address:#x} of process {pid} cannot be {done}")]
@@ -159,4 +153,33 @@ pub enum StopError {
         /// Why, where it could not be started; it came to its end where there is nothing here.
         source: Option<io::Error>,
     },
+}
+
+/// Why a thread does not execute a system call for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// A filter may kill the process at a call that is not in its program.
+    #[error("its system calls are filtered")]
+    Filtered,
+    /// It has its calls sent to itself, as signals.
+    #[error("its system calls are dispatched")]
+    Dispatches,
+    /// The processor lets it return only to where it was called from.
+    #[error("it has a shadow stack")]
+    ShadowStack,
+    /// It is on the stack of a coroutine or of a signal's handler, below which there may be anything.
+    #[error("it is on a stack that is not the thread's own")]
+    OtherStack,
+    /// There is no memory below what it uses of its stack.
+    #[error("its stack has no room")]
+    NoRoom,
+    /// It was stopped in a call that only the kernel could go on with.
+    #[error("it waits in a system call that cannot be told")]
+    Napping,
+    /// The state of its floating point unit is not to be had.
+    #[error("its registers cannot be saved")]
+    NoState,
+    /// It is no more, or its memory is not.
+    #[error("it has ended")]
+    Ended,
 }

@@ -1,6 +1,6 @@
 //! The memory of a process that is stopped.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, ptr};
 
 use super::{StopError, threads::Threads};
 
@@ -17,17 +17,38 @@ type Transfer = unsafe extern "C" fn(
 impl Threads {
     /// Reads memory.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), StopError> {
+        self.read_by(self.any()?, address, bytes)
+    }
+
+    /// Reads memory, through one of the threads.
+    pub(super) fn read_by(&self, thread: i32, address: u64, bytes: &mut [u8]) -> Result<(), StopError> {
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: the kernel writes to no more than `bytes`.
-        let done = unsafe { self.transfer(libc::process_vm_readv, local, address) };
+        let done =
+            unsafe { transfer(libc::process_vm_readv, thread, local, &[remote(address, bytes.len())]) };
         done.map_err(self.memory(address, bytes.len(), "read"))
+    }
+
+    /// Reads all of many ranges, one behind the other, in the place of what `bytes` holds.
+    pub(super) fn read_ranges(&self, ranges: &[Range<u64>], bytes: &mut Vec<u8>) -> Result<(), StopError> {
+        let length = |range: &Range<u64>| usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        let remotes: Vec<libc::iovec> =
+            ranges.iter().map(|range| remote(range.start, length(range))).collect();
+        let total = ranges.iter().map(length).fold(0, usize::saturating_add);
+        bytes.resize(total, 0);
+        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: total };
+        // SAFETY: the kernel writes to no more than `bytes`.
+        let done = unsafe { transfer(libc::process_vm_readv, self.any()?, local, &remotes) };
+        done.map_err(self.memory(ranges.first().map_or(0, |range| range.start), total, "read"))
     }
 
     /// Writes data.
     pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
+        let thread = self.any()?;
         let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: the kernel only reads from `bytes`.
-        let done = unsafe { self.transfer(libc::process_vm_writev, local, address) };
+        let done =
+            unsafe { transfer(libc::process_vm_writev, thread, local, &[remote(address, bytes.len())]) };
         done.map_err(self.memory(address, bytes.len(), "written"))
     }
 
@@ -41,23 +62,6 @@ impl Threads {
             .map_err(self.memory(address, bytes.len(), "written"))
     }
 
-    /// # Safety
-    ///
-    /// `call` may do with the memory of `local` what it does.
-    unsafe fn transfer(&self, call: Transfer, local: libc::iovec, address: u64) -> io::Result<()> {
-        let thread = self.any().map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
-        let length = local.iov_len;
-        let start = usize::try_from(address).map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
-        let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(start), iov_len: length };
-        // SAFETY: by the caller; the addresses of `remote` are the other process's.
-        let moved = unsafe { call(thread, &raw const local, 1, &raw const remote, 1, 0) };
-        match usize::try_from(moved) {
-            Ok(moved) if moved == length => Ok(()),
-            Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
-            Err(_) => Err(io::Error::last_os_error()),
-        }
-    }
-
     fn memory(
         &self,
         address: u64,
@@ -66,5 +70,32 @@ impl Threads {
     ) -> impl FnOnce(io::Error) -> StopError + use<> {
         let pid = self.pid;
         move |source| StopError::Memory { pid, address, length, done, source }
+    }
+}
+
+/// Memory of the other process. An address that is none of ours either is one that the kernel refuses.
+fn remote(address: u64, length: usize) -> libc::iovec {
+    let start = usize::try_from(address).unwrap_or(usize::MAX);
+    libc::iovec { iov_base: ptr::without_provenance_mut(start), iov_len: length }
+}
+
+/// Moves all bytes or fails.
+///
+/// # Safety
+///
+/// `call` may do with the memory of `local` what it does.
+unsafe fn transfer(
+    call: Transfer,
+    thread: i32,
+    local: libc::iovec,
+    remotes: &[libc::iovec],
+) -> io::Result<()> {
+    let count = libc::c_ulong::try_from(remotes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: by the caller; the addresses of `remotes` are the other process's.
+    let moved = unsafe { call(thread, &raw const local, 1, remotes.as_ptr(), count, 0) };
+    match usize::try_from(moved) {
+        Ok(moved) if moved == local.iov_len => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }

@@ -4,14 +4,24 @@
 //! the kernel undoes when the tracer ends, however that comes. The kernel knows threads for tracers: the requests come from a
 //! thread that is made for them, and whose end releases even what had not stopped yet and could not be let go.
 //!
+//! What is done to a process is done so that our end harms it at no instant: a thread that executes a system call for us comes back
+//! by itself ([`frame`]), and one that is moved is right where it was and where it is ([`moving`]).
+//!
 //! If the process is a child of ours, nobody may wait for it meanwhile with anything but its own end in mind: a plain
 //! `waitpid` would be told of the stops in the place of this.
 
+mod caller;
 mod error;
+mod frame;
 mod memory;
+mod moving;
+mod onward;
+mod places;
 mod repeat;
 mod request;
-mod step;
+mod rseq;
+mod stacks;
+mod state;
 mod syscall;
 mod threads;
 mod urgent;
@@ -23,8 +33,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use error::StopError;
+pub use error::{StopError, Unfit};
 pub use libc::user_regs_struct as Registers;
+pub use stacks::{StackWord, StackWords};
+pub use syscall::Argument;
 use threads::Threads;
 
 /// Something to be done by the thread that traces.
@@ -87,18 +99,36 @@ impl Stopped {
         self.ask(move |threads| threads.write_code(address, &bytes))
     }
 
-    /// Has one of the threads execute a system call, and go on as if it had not.
+    /// Has one of the threads execute a system call, and go on as if it had not, even if we die meanwhile. Arguments that are
+    /// not given are 0.
     ///
     /// For calls that return: not for such as wait, end the thread or replace the program.
-    pub fn syscall(&self, number: u64, arguments: [u64; 6]) -> Result<u64, StopError> {
-        self.ask(move |threads| threads.syscall(number, arguments))
+    pub fn syscall<A: Into<Argument>>(
+        &self,
+        number: u64,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<u64, StopError> {
+        let arguments: Vec<Argument> = arguments.into_iter().map(Into::into).collect();
+        self.ask(move |threads| threads.syscall(number, &arguments))
     }
 
-    /// Lets the threads that are within one of the ranges, and not at its beginning, execute instructions until they are out of
-    /// them all, each at most `steps`.
-    pub fn step_out(&self, ranges: &[Range<u64>], steps: u32) -> Result<(), StopError> {
+    /// Has each thread that is about to execute the first instruction of a pair go on at the second, which is to be a copy of it;
+    /// returns how many were. One that is about to repeat a system call stands where that is made.
+    pub fn move_threads(&self, pairs: &[(u64, u64)]) -> Result<usize, StopError> {
+        let moves = pairs.iter().copied().collect();
+        self.ask(move |threads| threads.move_threads(&moves))
+    }
+
+    /// Looks for words that lie within one of the ranges, and not at its beginning: on what each thread uses of its stack, and
+    /// where it is about to go on. It is up to 1 MiB of each stack that is looked at; what is longer is told of.
+    pub fn find_words(&self, ranges: &[Range<u64>]) -> Result<StackWords, StopError> {
         let ranges = ranges.to_vec();
-        self.ask(move |threads| threads.step_out(&ranges, steps))
+        self.ask(move |threads| threads.find_words(&ranges))
+    }
+
+    /// How far behind its thread pointer each thread has registered its `struct rseq`, in bytes; `None` where one has not, or elsewhere.
+    pub fn rseq_offset(&self) -> Result<Option<i32>, StopError> {
+        self.ask(Threads::rseq_offset)
     }
 
     /// Lets all go, and tells for how long they were held: from before the first was stopped to after the last was let go.

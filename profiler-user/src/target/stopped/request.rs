@@ -42,6 +42,19 @@ const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`
 const GET_RSEQ: libc::c_uint = 0x420f;
 
+/// `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`
+const GET_DISPATCH: libc::c_uint = 0x4211;
+
+/// `PR_SYS_DISPATCH_OFF`
+const DISPATCH_OFF: u64 = 0;
+
+/// What `orig_rax` is where a thread is in no system call, so that the kernel does not repeat one.
+pub(super) const NO_CALL: u64 = u64::MAX;
+
+/// `NT_PRFPREG` and `NT_X86_XSTATE`
+pub(super) const FLOATING_POINT: usize = 2;
+pub(super) const EXTENDED_STATE: usize = 0x202;
+
 /// Bytes of a set of signals, as the kernel has it.
 const SIGNALS_BYTES: usize = size_of::<u64>();
 
@@ -65,11 +78,6 @@ pub(super) fn until_call(thread: i32, signal: i32) -> io::Result<()> {
     resume(libc::PTRACE_SYSCALL, thread, signal)
 }
 
-/// Lets a thread execute one instruction.
-pub(super) fn step(thread: i32, signal: i32) -> io::Result<()> {
-    resume(libc::PTRACE_SINGLESTEP, thread, signal)
-}
-
 /// Lets a thread go, with a signal to take or 0.
 pub(super) fn go_on(thread: i32, signal: i32) -> io::Result<()> {
     resume(libc::PTRACE_CONT, thread, signal)
@@ -88,6 +96,14 @@ pub(super) fn registers(thread: i32) -> io::Result<Registers> {
 /// Changes them.
 pub(super) fn set_registers(thread: i32, registers: Registers) -> io::Result<()> {
     Ok(ptrace::setregs(Pid::from_raw(thread), registers)?)
+}
+
+/// Reads registers of a kind, and tells how many bytes they are, at most as many as there is room for.
+pub(super) fn register_set(thread: i32, kind: usize, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut room = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: the kernel writes to no more than `bytes`, and how many in `room`.
+    succeeded(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, thread, kind, &raw mut room) })?;
+    Ok(room.iov_len)
 }
 
 /// The signals that a thread that is stopped does not take.
@@ -115,6 +131,15 @@ pub(super) fn restartable(thread: i32) -> Option<u64> {
     // SAFETY: the kernel writes no more bytes than the address argument says, which is what is there.
     let returned = unsafe { libc::ptrace(GET_RSEQ, thread, size_of_val(&told), told.as_mut_ptr()) };
     (returned > 0).then_some(told[0]).filter(|address| *address != 0)
+}
+
+/// Whether a thread has some of its system calls sent to itself, as signals (`PR_SET_SYSCALL_USER_DISPATCH`).
+pub(super) fn dispatches_calls(thread: i32) -> bool {
+    // struct ptrace_sud_config: the mode, where the selector is, and the addresses that are excepted.
+    let mut told = [DISPATCH_OFF; 4];
+    // SAFETY: the kernel writes no more bytes than the address argument says, which is what is there.
+    let asked = unsafe { libc::ptrace(GET_DISPATCH, thread, size_of_val(&told), told.as_mut_ptr()) };
+    asked >= 0 && told[0] != DISPATCH_OFF
 }
 
 fn succeeded(returned: libc::c_long) -> io::Result<()> {

@@ -9,8 +9,13 @@ use std::{
 };
 
 use super::{
-    super::process::status,
-    StopError, repeat,
+    super::{
+        mapping::{self, Mapping},
+        process::status,
+    },
+    StopError,
+    places::Places,
+    repeat,
     request::{self, Event},
 };
 
@@ -49,19 +54,26 @@ pub(super) struct Threads {
     /// Whether the process's end is for another part of this process to learn of, which started it.
     is_child: bool,
     limit: Duration,
+    /// Where there are instructions to make a system call by; as they were found.
+    pub(super) places: Option<Places>,
+    /// The mappings, once they were asked for; stacks stay what they are while their threads are stopped.
+    mappings: Option<Vec<Mapping>>,
 }
 
 impl Threads {
     /// Stops all.
     pub(super) fn stop(pid: u32, limit: Duration) -> (Self, Result<(), StopError>) {
-        let mut threads = Self { pid, states: BTreeMap::new(), is_child: false, limit };
+        let states = BTreeMap::new();
+        let mut threads = Self { pid, states, is_child: false, limit, places: None, mappings: None };
         let outcome = threads.stop_all();
         (threads, outcome)
     }
 
     fn stop_all(&mut self) -> Result<(), StopError> {
-        let deadline = Instant::now() + self.limit;
         let leader = self.admit()?;
+        // It takes longer than the stop may; what is not there may not be needed.
+        let _ = self.find_places(leader);
+        let deadline = Instant::now() + self.limit;
         loop {
             let listed = self.listed()?;
             let mut is_new = false;
@@ -219,7 +231,7 @@ impl Threads {
                     self.states.insert(thread, State::Stopped { by_group: Event::is_group_stop(signal) });
                     return Ok(());
                 }
-                // Others are blocked meanwhile, or are the end of a step.
+                // Others are blocked meanwhile.
                 Event::Signal(met) if Event::is_group_stop(met) => signal = met,
                 _ => signal = 0,
             }
@@ -272,6 +284,15 @@ impl Threads {
     /// A thread that is stopped, by which the process's memory is found: the first may have ended.
     pub(super) fn any(&self) -> Result<i32, StopError> {
         self.states.keys().next().copied().ok_or_else(|| self.gone())
+    }
+
+    /// The mappings by rising address.
+    pub(super) fn mappings(&mut self) -> Result<&[Mapping], StopError> {
+        if self.mappings.is_none() {
+            let thread = u32::try_from(self.any()?).unwrap_or_default();
+            self.mappings = Some(mapping::all(self.pid, thread).map_err(|_| self.gone())?);
+        }
+        Ok(self.mappings.as_deref().unwrap_or_default())
     }
 
     pub(super) fn gone(&self) -> StopError {
