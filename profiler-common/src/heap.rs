@@ -261,9 +261,13 @@ pub const fn least_bytes(class: u32) -> u64 {
     if class == 0 {
         return 0;
     }
-    let (log2, quarter) = ((class - 1) / 4 + 4, (class - 1) % 4);
-    ((4 + quarter as u64) << log2 >> 2) + 1
+    // No block is in a class above the last.
+    let above = if class > LAST_CLASS { LAST_CLASS - 1 } else { class - 1 };
+    ((4 + above as u64 % 4) << (above / 4 + 2)) + 1
 }
+
+/// The class of the largest 64-bit size.
+const LAST_CLASS: u32 = 240;
 
 /// The largest size of a size class, in bytes.
 pub const fn class_limit_bytes(class: u32) -> u64 {

@@ -77,9 +77,9 @@ pub static TOTALS: HashMap<TotalsKey, Totals> =
 pub static OVERFLOWS: HashMap<TotalsKey, Totals> =
     HashMap::with_max_entries(limits::MAX_OVERFLOWS, BPF_F_NO_PREALLOC);
 
-/// The rate at which allocations are sampled now.
+/// The rate at which allocations are sampled now, and that of those that a gate has sampled.
 #[map]
-pub static RATE: Array<u32> = Array::with_max_entries(1, 0);
+static RATE: Array<u32> = Array::with_max_entries(sampling::RATE_SLOTS, 0);
 
 /// Rate and size class, by [`sampling::slot`] → what a random number must be below for an allocation to be kept; 0 for all. User
 /// space fills in a rate before it is used, and leaves it so.

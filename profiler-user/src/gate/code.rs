@@ -211,15 +211,7 @@ impl<'setting> Writer<'setting> {
         let mut asm = CodeAssembler::new(64)?;
         let entries = (0..functions).map(|_| asm.create_label()).collect();
         let moved = (0..functions).map(|_| asm.create_label()).collect();
-        Ok(Self {
-            asm,
-            setting,
-            entries,
-            moved,
-            sites: Vec::new(),
-            frames: Vec::new(),
-            copies: Vec::new(),
-        })
+        Ok(Self { asm, setting, entries, moved, sites: Vec::new(), frames: Vec::new(), copies: Vec::new() })
     }
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {

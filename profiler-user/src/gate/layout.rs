@@ -122,7 +122,9 @@ mod tests {
         for blocks in [0, 1, 32_768, 100_000, 1 << 30] {
             let layout = Layout::for_blocks(blocks);
             assert!(layout.lost_budgets() + 8 <= layout.budgets());
-            assert!([layout.gaps(), layout.filter(), layout.bytes()].iter().all(|page| page % PAGE_BYTES == 0));
+            assert!(
+                [layout.gaps(), layout.filter(), layout.bytes()].iter().all(|page| page % PAGE_BYTES == 0)
+            );
             for line in [layout.budgets(), layout.gaps(), layout.filter(), layout.table(), layout.bytes()] {
                 assert_eq!(line % 64, 0, "{layout:?}");
             }

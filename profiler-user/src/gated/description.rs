@@ -124,8 +124,11 @@ mod tests {
 
     fn description(functions: u64) -> Description {
         let layout = Layout::for_blocks(0);
-        let (code, data) = (0x7f00_0000_0000..0x7f00_0000_4000, 0x7fff_0000_0000..0x7fff_0000_0000 + layout.bytes());
-        let jump = |number| Jump::to(0x7f00_1000_0000 + number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap();
+        let (code, data) =
+            (0x7f00_0000_0000..0x7f00_0000_4000, 0x7fff_0000_0000..0x7fff_0000_0000 + layout.bytes());
+        let jump = |number| {
+            Jump::to(0x7f00_1000_0000 + number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap()
+        };
         Description::new(code, data, layout, (0..functions).map(jump).collect())
     }
 

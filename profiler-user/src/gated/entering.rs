@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gate, GateError, Jump, Prepared, STOP_LIMIT};
+use super::{Gate, GateError, Jump, Prepared, stop};
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 
 /// How often it is tried where a thread would return into what is to be covered, and the pause before it is tried again.
@@ -22,9 +22,8 @@ impl Prepared {
     pub fn enter(self) -> Result<(Gate, Duration), (GateError, Box<Self>)> {
         match self.try_enter() {
             Ok(stood) => {
-                let Self { pid, file, words, description, gates, .. } = self;
-                let (sites, frames) = (gates.sites, gates.frames);
-                Ok((Gate { pid, file, words, description, sites, frames }, stood))
+                let Self { pid, file, words, description, .. } = self;
+                Ok((Gate { pid, file, words, description }, stood))
             }
             Err(error) => Err((error, Box::new(self))),
         }
@@ -33,7 +32,7 @@ impl Prepared {
     fn try_enter(&self) -> Result<Duration, GateError> {
         let began = Instant::now();
         for tries in 1.. {
-            let stopped = Stopped::all(self.pid, STOP_LIMIT)?;
+            let stopped = stop(self.pid)?;
             if self.jump(&stopped)? {
                 return Ok(stopped.release());
             }

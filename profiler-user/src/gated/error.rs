@@ -50,7 +50,9 @@ pub enum GateError {
         source: io::Error,
     },
     /// Somebody else has changed a function.
-    #[error("{function} at {address:#x} of process {pid} is not what its file has there, but {is:02x?}: another tool has changed it")]
+    #[error(
+        "{function} at {address:#x} of process {pid} is not what its file has there, but {is:02x?}: another tool has changed it"
+    )]
     Changed {
         /// The process.
         pid: u32,
@@ -62,7 +64,9 @@ pub enum GateError {
         is: Vec<u8>,
     },
     /// Code that a jump is to cover is always being returned to.
-    #[error("process {pid} would return into the place of a jump, each of {tries} times that this was looked at, over {waited:?}")]
+    #[error(
+        "process {pid} would return into the place of a jump, each of {tries} times that this was looked at, over {waited:?}"
+    )]
     Busy {
         /// The process.
         pid: u32,

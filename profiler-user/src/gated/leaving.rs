@@ -3,9 +3,10 @@
 use std::{fs::File, thread, time::Duration};
 
 use super::{
-    Description, Gate, GateError, STOP_LIMIT,
+    Description, Gate, GateError,
     entering::take_out,
     memory::{is_mapped, unmap},
+    stop,
 };
 use crate::target::stopped::{StopError, Stopped};
 
@@ -42,7 +43,7 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
             thread::sleep(pause);
             pause *= 2;
         }
-        let stopped = match Stopped::all(pid, STOP_LIMIT) {
+        let stopped = match stop(pid) {
             Ok(stopped) => stopped,
             Err(StopError::Gone { .. }) => return Ok(Departure { stays: false, ..departure }),
             Err(error) => return Err(error.into()),

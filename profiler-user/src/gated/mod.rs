@@ -29,13 +29,31 @@ pub use prepared::{Plan, Prepared};
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{
-    gate::code::{Frame, Site},
-    target::words::Words,
+use crate::target::{
+    stopped::{StopError, Stopped},
+    words::Words,
 };
 
 /// How long threads are waited for that are to stand still. One that computes does so as soon as it has a processor.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
+
+/// How often it is tried, and the pause in between, in which all of them go on.
+const STOP_TRIES: u32 = 5;
+const STOP_PAUSE: Duration = Duration::from_millis(20);
+
+/// Stops all threads of a process.
+fn stop(pid: u32) -> Result<Stopped, StopError> {
+    let mut tries = 1;
+    loop {
+        match Stopped::all(pid, STOP_LIMIT) {
+            Err(StopError::NotInTime { .. } | StopError::TooMany { .. }) if tries < STOP_TRIES => {
+                std::thread::sleep(STOP_PAUSE);
+                tries += 1;
+            }
+            stopped => return stopped,
+        }
+    }
+}
 
 /// A gate that is in.
 #[derive(Debug)]
@@ -46,8 +64,6 @@ pub struct Gate {
     /// The process's, for as long as it runs this program.
     words: Words,
     description: Description,
-    sites: Vec<Site>,
-    frames: Vec<Frame>,
 }
 
 /// What a gate has counted itself.

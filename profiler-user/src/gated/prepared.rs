@@ -1,20 +1,11 @@
 //! Making a gate ready: its memory is there, and nothing leads to it yet.
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
-    Description, GateError, Jump, STOP_LIMIT,
-    feeding,
+    Description, GateError, Jump, feeding,
     memory::{self, Memory},
-    path_of,
+    path_of, stop,
 };
 use crate::{
     gate::{
@@ -66,7 +57,7 @@ impl Prepared {
         let room = described + code_bytes(plan, layout)?;
         let at = find_room(pid, &plan.module, room)?;
         let words = Words::of(pid).map_err(GateError::file(pid, "read"))?;
-        let stopped = Stopped::all(pid, STOP_LIMIT)?;
+        let stopped = stop(pid)?;
         let budget = stopped.rseq_offset()?.map_or(Budget::OfThread, |offset| Budget::OfCpu { offset });
         let memory = Memory::map(&stopped, pid, at, room, layout.bytes())?;
         let stood = stopped.release();
@@ -195,7 +186,7 @@ fn budgets(interval_bytes: u64) -> io::Result<Vec<u8>> {
 }
 
 fn take_back(pid: u32, ranges: &[Range<u64>]) -> Result<(), GateError> {
-    let stopped = Stopped::all(pid, STOP_LIMIT)?;
+    let stopped = stop(pid)?;
     for range in ranges {
         memory::unmap(&stopped, range)?;
     }

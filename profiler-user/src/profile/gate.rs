@@ -36,7 +36,8 @@ pub fn lines(gate: &Gating) -> Vec<String> {
     for Refused { label, functions, reason, .. } in &gate.refused {
         lines.push(format!("{label} is not gated: {reason}"));
         if *functions > 0 {
-            lines.push(format!("  {functions} functions have ordinary probes, and every call of them a trap"));
+            lines
+                .push(format!("  {functions} functions have ordinary probes, and every call of them a trap"));
         }
     }
     lines

@@ -6,9 +6,9 @@ use profiler_common::{counters::REGISTRY, counters::Severity, heap::Totals, unwi
 
 use super::{
     builder::{BuildError, LocationId, MappingId, ProfileBuilder},
-    cost, gate,
+    cost,
     entry::{Label, Line, Mapping},
-    memory, proto,
+    gate, memory, proto,
     sample_type::{DEFAULT_SAMPLE_TYPE, HEAP_SAMPLE_TYPES, HeapCount, SampleType},
 };
 use crate::{

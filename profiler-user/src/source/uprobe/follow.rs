@@ -9,9 +9,9 @@ use std::{
 use super::{
     attach::{AttachError, Probes},
     children::attach_inherited,
+    gates::Gates,
     inherited::Inherited,
     kernel::Kernel,
-    gates::Gates,
     recording::{RecordError, Recording, lock},
     sites::{self, Site},
 };

@@ -36,18 +36,26 @@ const MOST_BLOCKS: u64 = 1 << 17;
 /// What a process's table is sized by, beside what it has resident: it may grow.
 const BLOCKS_TO_COME: u64 = 1 << 12;
 
-/// A gate that is ready: the probes can go in, and then the jumps.
+/// A gate that is ready: the probes can go in, and then the jumps. Dropping it takes its memory from the process again.
 pub(super) struct Ready {
     /// The allocator's place among those that were found.
     pub(super) allocator: usize,
-    prepared: Prepared,
+    prepared: Option<Prepared>,
     pub(super) sites: Vec<Site>,
 }
 
 impl Ready {
     /// Its calls, for those who walk stacks.
     pub(super) fn frames(&self) -> &[Frame] {
-        self.prepared.frames()
+        self.prepared.as_ref().map(Prepared::frames).unwrap_or_default()
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            withdraw(prepared);
+        }
     }
 }
 
@@ -71,7 +79,6 @@ struct Entry {
     allocator: usize,
     gate: Gate,
     sites: Vec<Site>,
-    frames: Vec<Frame>,
     /// Whether the program has gone that it was in.
     is_gone: bool,
 }
@@ -129,20 +136,18 @@ impl Gates {
                 continue;
             }
             match self.prepare_one(place, number, allocator, space, rss_bytes) {
-                Ok(one) => {
-                    self.stood = self.stood.max(one.prepared.stood);
+                Ok((one, stood)) => {
+                    self.stood = self.stood.max(stood);
                     ready.push(one);
                 }
                 Err(error) => {
-                    let functions = allocator.hooks.iter().filter(|hook| plan::takes_part(hook.shape)).count();
+                    let functions =
+                        allocator.hooks.iter().filter(|hook| plan::takes_part(hook.shape)).count();
                     self.refuse(&allocator.label(space), place, functions, &error);
                 }
             }
         }
         if self.wish.is_required && !self.refused.is_empty() {
-            for one in ready {
-                withdraw(one.prepared);
-            }
             return Err(self.not_gated());
         }
         Ok(ready)
@@ -155,7 +160,7 @@ impl Gates {
         allocator: &Allocator,
         space: &AddressSpace,
         rss_bytes: u64,
-    ) -> Result<Ready, Hindrance> {
+    ) -> Result<(Ready, Duration), Hindrance> {
         let planned = plan::of(allocator, space).map_err(Hindrance::Plan)?;
         let (places, functions): (Vec<usize>, Vec<Function>) = planned.into_iter().unzip();
         let hook = |place: &usize| allocator.hooks.get(*place);
@@ -178,20 +183,22 @@ impl Gates {
                 Some(behind_gate(function.shape, number, site.stop, name, PathBuf::from(&path), offset))
             })
             .collect();
-        Ok(Ready { allocator: place, prepared, sites })
+        let stood = prepared.stood;
+        Ok((Ready { allocator: place, prepared: Some(prepared), sites }, stood))
     }
 
     /// Puts those in that are ready; gives the places of the allocators for which that could not be done.
     pub(super) fn enter(&mut self, ready: Vec<Ready>, labels: &[String]) -> Result<Vec<usize>, RecordError> {
         let mut failed = Vec::new();
-        for Ready { allocator, prepared, sites } in ready {
-            let frames = prepared.frames().to_vec();
+        for mut one in ready {
+            let (allocator, sites) = (one.allocator, std::mem::take(&mut one.sites));
+            let Some(prepared) = one.prepared.take() else { continue };
             let fed = prepared.feed(self.wish.interval_bytes);
             match prepared.enter() {
                 Ok((gate, stood)) => {
                     self.stood = self.stood.max(stood);
                     self.feeder.add(fed);
-                    self.gates.push(Entry { allocator, gate, sites, frames, is_gone: false });
+                    self.gates.push(Entry { allocator, gate, sites, is_gone: false });
                 }
                 Err((error, prepared)) => {
                     let label = labels.get(allocator).map_or("?", String::as_str);
@@ -229,12 +236,6 @@ impl Gates {
         there.flat_map(|entry| entry.sites.iter().cloned()).collect()
     }
 
-    /// The calls in those that are in, for those who walk stacks.
-    pub(super) fn frames(&self) -> Vec<Frame> {
-        let there = self.gates.iter().filter(|entry| !entry.is_gone);
-        there.flat_map(|entry| entry.frames.iter().copied()).collect()
-    }
-
     /// The program has gone, and they with it.
     pub(super) fn program_has_gone(&mut self) {
         for entry in &mut self.gates {
@@ -246,7 +247,8 @@ impl Gates {
 
     /// Adds what they have counted themselves.
     pub(super) fn count(&self, counters: &mut Counters) {
-        for counts in self.gates.iter().filter(|entry| !entry.is_gone).filter_map(|entry| entry.gate.counts()) {
+        for counts in self.gates.iter().filter(|entry| !entry.is_gone).filter_map(|entry| entry.gate.counts())
+        {
             counters.add(Counter::GateOverflows, counts.overflows);
             counters.add(Counter::GateLostBudgets, counts.lost_budgets);
         }
@@ -284,6 +286,12 @@ impl Gates {
             stays: self.departures.iter().filter(|departure| departure.stays).count(),
             left_alone: self.departures.iter().map(|departure| departure.left_alone).sum(),
         }
+    }
+}
+
+impl Drop for Gates {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -26,8 +26,11 @@ impl Recording {
             Some(gates) => gates.prepare(findings, places, space, self.process.rss_bytes())?,
             None => Vec::new(),
         };
-        let ungated: Vec<usize> =
-            places.iter().copied().filter(|place| ready.iter().all(|ready| ready.allocator != *place)).collect();
+        let ungated: Vec<usize> = places
+            .iter()
+            .copied()
+            .filter(|place| ready.iter().all(|ready| ready.allocator != *place))
+            .collect();
         let wanted = Wanted {
             gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
             known_loaders,
@@ -56,7 +59,8 @@ impl Recording {
 
     /// How it is gated; `None` where that is not wanted.
     pub fn gating(&self) -> Option<Gating> {
-        lock(&self.gates).as_ref().map(|gates| gates.gating(&lock(&self.labels)))
+        let labels = lock(&self.labels).clone();
+        lock(&self.gates).as_ref().map(|gates| gates.gating(&labels))
     }
 
     /// The gates of a program that has been replaced: gives the places of the allocators that had one.

@@ -437,6 +437,7 @@ impl Recording {
         };
         let (entries, stacks, made, space, guessed): (Vec<RawEntry>, _, _, _, _) = self.ask(resolve)?;
         counters.add_all(&guessed);
+        let gate = self.gating();
         let exe = |program: &Program| program.exe.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
         let (comm, current, former) = {
             let Programs { current, former } = &*lock(&self.programs);
@@ -462,7 +463,7 @@ impl Recording {
             counters,
             memory,
             cost: self.cost(),
-            gate: self.gating(),
+            gate,
         })
     }
 
