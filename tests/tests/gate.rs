@@ -85,3 +85,21 @@ fn what_goes_in_comes_out_again() {
     guest.command("run");
     guest.exit();
 }
+
+/// A block that is in the sample is known when it is freed, whichever gate had it first.
+#[test]
+fn a_table_that_gets_crowded_grows_and_forgets_no_block() {
+    let mut guest = Guest::start("live");
+    let mut serving = Serving::start_with(guest.pid(), &["--gate=require", "--sample", "64"]);
+    guest.command("run");
+    serving.stderr_line("heaptap: more blocks are in the sample than were expected");
+    let profile = serving.fetch();
+    assert!(profile.counter("gate_overflows") >= 64, "{:#?}", profile.comments);
+    assert!(profile.total().inuse_objects > 90_000, "{:#?}", profile.comments);
+    guest.command("drop");
+    let profile = serving.fetch();
+    assert_eq!(profile.total().inuse_objects, 0, "{:#?}", profile.comments);
+    assert_gated(&profile);
+    serving.finish(Signal::INT);
+    guest.exit();
+}

@@ -171,6 +171,7 @@ async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -
             _ = ticks.tick() => {
                 let cost = session.cost();
                 if session.may_have_changed() {
+                    session.tend();
                     match session.vitals() {
                         Ok(seen) => vitals = seen,
                         Err(error) => tracing::warn!(%error, "no live numbers"),

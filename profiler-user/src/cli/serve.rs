@@ -81,10 +81,11 @@ async fn attend(
                 say("the process has ended; its last profile can be fetched until Ctrl-C");
             }
             _ = ticks.tick() => {
-                if session.may_have_changed()
-                    && let Err(error) = session.vitals()
-                {
-                    tracing::warn!(%error, "no live numbers");
+                if session.may_have_changed() {
+                    session.tend();
+                    if let Err(error) = session.vitals() {
+                        tracing::warn!(%error, "no live numbers");
+                    }
                 }
                 if !is_over
                     && let Some(excess) = session.cost().and_then(|cost| limit.judge(&cost.last))

@@ -133,6 +133,21 @@ impl Session {
         self.recording.vitals().map_err(CliError::record(self.process().pid()))
     }
 
+    /// Sees to gates that need more room.
+    pub(super) fn tend(&self) {
+        match self.recording.tend_gates() {
+            Ok(0) => {}
+            Ok(_) => {
+                self.say("more blocks are in the sample than were expected: the gate's table is larger now");
+            }
+            Err(RecordError::Process(ProcessError::Gone { .. })) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the gate's table stays too small: frees are let through to a probe");
+            }
+        }
+    }
+
     /// What it has cost the process so far; `None` where that is not known, or not yet.
     pub(super) fn cost(&self) -> Option<Cost> {
         self.recording.cost()

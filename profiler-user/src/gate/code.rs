@@ -46,8 +46,10 @@ pub enum CodeError {
         #[source]
         source: IcedError,
     },
-    /// A function may throw, and none was named that does the same and does not.
-    #[error("the function at {address:#x} may throw, and has no counterpart that does not")]
+    /// A function may throw, and none was named that does the same and does not, or it jumps to another.
+    #[error(
+        "the function at {address:#x} may throw, and has no counterpart that does not, or jumps to another"
+    )]
     Throws {
         /// Where it is.
         address: u64,
@@ -185,6 +187,9 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
         function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
     let Some(convention) = convention else { return Err(CodeError::Shape { shape: function.shape }) };
     let Throws::Unless { counterpart, arguments } = function.throws else { return Ok(()) };
+    if function.jumps {
+        return Err(CodeError::Throws { address: function.address });
+    }
     let is_there = functions.get(counterpart).is_some_and(|other| {
         other.throws == Throws::Never && other.shape == function.shape && convention.old_argument() == 0
     });

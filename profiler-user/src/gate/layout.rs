@@ -55,6 +55,11 @@ impl Layout {
         Self { bucket_bits: bits.clamp(*BUCKET_BITS.start(), *BUCKET_BITS.end()) }
     }
 
+    /// For how many blocks a layout is the next larger one, with four times as many buckets; `None` where this is the largest.
+    pub fn larger(self) -> Option<u64> {
+        (self.bucket_bits < *BUCKET_BITS.end()).then(|| self.buckets() * 4 * (SLOTS / 2))
+    }
+
     /// The number of bits that tell buckets apart.
     pub const fn bucket_bits(self) -> u32 {
         self.bucket_bits
@@ -70,7 +75,7 @@ impl Layout {
         address.wrapping_mul(HASH_FACTOR) >> (64 - self.bucket_bits)
     }
 
-    /// How many threads are inside a call that is in the sample: a word.
+    /// How many threads are inside a call with something of the gate on their stack: a word.
     pub const fn inside(self) -> u64 {
         0
     }

@@ -5,6 +5,8 @@ pub mod plan;
 
 pub mod layout;
 
+pub mod table;
+
 pub mod gaps;
 
 pub mod code;

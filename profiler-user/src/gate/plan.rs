@@ -34,6 +34,11 @@ pub enum Obstacle {
         /// Its names.
         names: String,
     },
+    /// One may throw, and jumps to another, before which something of the gate would have to be on the stack.
+    ThrowsBeyond {
+        /// Its names.
+        names: String,
+    },
     /// One cannot even be probed.
     Unprobed {
         /// Its name.
@@ -50,6 +55,9 @@ impl fmt::Display for Obstacle {
             Self::NotMapped { names } => write!(out, "{names} is not mapped where its file has it"),
             Self::Throws { names } => {
                 write!(out, "{names} may throw, and no function does the same and does not")
+            }
+            Self::ThrowsBeyond { names } => {
+                write!(out, "{names} may throw, and jumps to another function of the allocator")
             }
             Self::Unprobed { name, reason } => write!(out, "{name} {reason}"),
         }
@@ -100,6 +108,9 @@ fn function(
     let range = range.ok_or_else(|| Obstacle::NotMapped { names: names() })?;
     let address = range.start + (cover.offset - range.offset);
     let throws = throws(hook, gated).ok_or_else(|| Obstacle::Throws { names: names() })?;
+    if throws != Throws::Never && hook.jumps {
+        return Err(Obstacle::ThrowsBeyond { names: names() });
+    }
     Ok(Function { shape: hook.shape, address, cover, jumps: hook.jumps, throws })
 }
 

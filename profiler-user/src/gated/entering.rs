@@ -60,8 +60,8 @@ impl Prepared {
         stopped.move_threads(&self.gates.copies)?;
         let covered: Vec<Range<u64>> =
             jumps.iter().map(|jump| jump.address..jump.address + JUMP_BYTES as u64).collect();
-        // What a handler of signals returns to is on its stack, far within what is looked at.
-        if !stopped.find_words(&covered)?.found.is_empty() {
+        // What a handler of signals returns to is on its stack, far within what is looked at. No call returns there.
+        if stopped.find_words(&covered)?.has_interrupted() {
             return Ok(false);
         }
         for (written, jump) in jumps.iter().enumerate() {

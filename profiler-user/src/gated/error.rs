@@ -75,6 +75,9 @@ pub enum GateError {
         /// How long that took.
         waited: Duration,
     },
+    /// What was to be done when the gate took another one's place could not be.
+    #[error("the gate cannot take the place of another")]
+    Turn(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Another heaptap counts by a gate in the process.
     #[error("process {pid} is gated by another heaptap, which runs")]
     Taken {

@@ -70,7 +70,10 @@ fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<bool, 
     let Description { code, data, .. } = description;
     let inside = stopped.read(data.start + description.layout().inside(), 8)?;
     let is_left = |address: u64| stopped.read(address, 5).is_ok();
-    if inside != [0; 8] || !stopped.find_words(std::slice::from_ref(code))?.found.is_empty() {
+    let words = stopped.find_words(std::slice::from_ref(code))?;
+    // A call that will never return is counted as inside for ever; then nothing may lead back at all.
+    let is_certain = words.found.is_empty() && words.unseen.is_empty();
+    if words.has_interrupted() || (inside != [0; 8] && !is_certain) {
         return Ok(false);
     }
     // Functions that somebody else has changed may still lead here by way of what they have taken along.

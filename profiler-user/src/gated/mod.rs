@@ -14,6 +14,8 @@ mod prepared;
 
 mod entering;
 
+mod succeeding;
+
 mod leaving;
 
 mod left;
@@ -26,12 +28,16 @@ pub use feeding::Feeder;
 pub use leaving::Departure;
 pub use left::{Left, find};
 pub use prepared::{Plan, Prepared};
+pub use succeeding::Known;
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::target::{
-    stopped::{StopError, Stopped},
-    words::Words,
+use crate::{
+    gate::layout::Layout,
+    target::{
+        stopped::{StopError, Stopped},
+        words::Words,
+    },
 };
 
 /// How long threads are waited for that are to stand still. One that computes does so as soon as it has a processor.
@@ -77,10 +83,23 @@ pub struct Counts {
     pub lost_budgets: u64,
 }
 
+impl Counts {
+    /// Adds what another gate has counted that is not there any more.
+    pub fn add(&mut self, others: Self) {
+        self.overflows += others.overflows;
+        self.lost_budgets += others.lost_budgets;
+    }
+}
+
 impl Gate {
     /// Its functions.
     pub fn functions(&self) -> usize {
         self.description.jumps.len()
+    }
+
+    /// What lies where in its data.
+    pub fn layout(&self) -> Layout {
+        self.description.layout()
     }
 
     /// What it has counted; `None` where its memory is gone.

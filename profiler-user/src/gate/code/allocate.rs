@@ -37,9 +37,11 @@ impl Writer<'_> {
         here(&mut self.asm, &mut on)?;
         if function.jumps {
             // What it jumps to has to find a return address in here, and not the caller's.
+            self.count_inside(true)?;
             self.asm.sub(rsp, PADDING)?;
             self.call(place, PADDING)?;
             self.asm.add(rsp, PADDING)?;
+            self.count_inside(false)?;
             self.asm.ret()?;
         }
         self.moved(place, function)?;

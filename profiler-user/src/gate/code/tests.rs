@@ -255,6 +255,9 @@ fn nothing_of_the_gate_is_on_the_stack_of_a_function_that_throws() {
     let layout = Layout::for_blocks(0);
     let mut bench = Bench::new(&[Shape::Size, Shape::Size], &mut numbers, Budget::OfThread, layout, 1);
     bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments: 1 };
+    bench.functions[0].jumps = true;
+    assert!(matches!(assemble(&bench.functions, &bench.setting), Err(CodeError::Throws { .. })));
+    bench.functions[0].jumps = false;
     bench.gates = assemble(&bench.functions, &bench.setting).unwrap();
     bench.code.write(GATES_AT, &bench.gates.bytes);
     bench.open();
@@ -288,6 +291,7 @@ fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
     let with = |throws, shape| {
         let mut functions = bench.functions.clone();
         (functions[0].throws, functions[0].shape) = (throws, shape);
+        functions[0].jumps = false;
         assemble(&functions, &bench.setting)
     };
     for counterpart in [0, 1, 2] {

@@ -13,11 +13,12 @@ use crate::{
         code::{Frame, Function},
         plan::{self, Obstacle},
     },
-    gated::{self, Departure, Feeder, Gate, GateError, Plan, Prepared},
+    gated::{self, Counts, Departure, Feeder, Gate, GateError, Known, Plan, Prepared},
     source::gate::{Gating, Refused},
     target::{
         allocator::{Allocator, Findings},
         maps::{AddressSpace, Content},
+        process::ProcessError,
     },
 };
 
@@ -33,6 +34,9 @@ pub struct GateWish {
 /// More blocks than this are not expected: the table has room for them, and what has none costs more and is counted.
 const MOST_BLOCKS: u64 = 1 << 17;
 
+/// So many blocks without room make a table crowded: each has a bucket of which all frees are let through.
+const CROWDED: u64 = 64;
+
 /// What a process's table is sized by, beside what it has resident: it may grow.
 const BLOCKS_TO_COME: u64 = 1 << 12;
 
@@ -41,6 +45,7 @@ pub(super) struct Ready {
     /// The allocator's place among those that were found.
     pub(super) allocator: usize,
     prepared: Option<Prepared>,
+    plan: Plan,
     pub(super) sites: Vec<Site>,
 }
 
@@ -73,14 +78,19 @@ pub(super) struct Gates {
     stood: Duration,
     /// What has become of them.
     departures: Vec<Departure>,
+    /// What those had counted that others have taken the place of.
+    past: Counts,
 }
 
 struct Entry {
     allocator: usize,
+    plan: Plan,
     gate: Gate,
     sites: Vec<Site>,
     /// Whether the program has gone that it was in.
     is_gone: bool,
+    /// Whether nothing could take its place, so that this need not be tried again.
+    is_stuck: bool,
 }
 
 impl Gates {
@@ -96,6 +106,7 @@ impl Gates {
             removed: 0,
             stood: Duration::ZERO,
             departures: Vec::new(),
+            past: Counts::default(),
         };
         match gates.take_over() {
             Ok(()) => Ok(gates),
@@ -173,6 +184,11 @@ impl Gates {
             interval_bytes: self.wish.interval_bytes,
             blocks: expected.min(MOST_BLOCKS),
         };
+        self.ready(place, number, plan)
+    }
+
+    /// Makes a gate ready by a plan.
+    fn ready(&self, place: usize, number: u8, plan: Plan) -> Result<(Ready, Duration), Hindrance> {
         let prepared = Prepared::make(self.pid, &plan)?;
         let path = prepared.path();
         let sites = prepared
@@ -184,21 +200,22 @@ impl Gates {
             })
             .collect();
         let stood = prepared.stood;
-        Ok((Ready { allocator: place, prepared: Some(prepared), sites }, stood))
+        Ok((Ready { allocator: place, prepared: Some(prepared), plan, sites }, stood))
     }
 
     /// Puts those in that are ready; gives the places of the allocators for which that could not be done.
     pub(super) fn enter(&mut self, ready: Vec<Ready>, labels: &[String]) -> Result<Vec<usize>, RecordError> {
         let mut failed = Vec::new();
         for mut one in ready {
-            let (allocator, sites) = (one.allocator, std::mem::take(&mut one.sites));
             let Some(prepared) = one.prepared.take() else { continue };
+            let (allocator, sites) = (one.allocator, std::mem::take(&mut one.sites));
+            let plan = one.plan.clone();
             let fed = prepared.feed(self.wish.interval_bytes);
             match prepared.enter() {
                 Ok((gate, stood)) => {
                     self.stood = self.stood.max(stood);
                     self.feeder.add(fed);
-                    self.gates.push(Entry { allocator, gate, sites, is_gone: false });
+                    self.gates.push(Entry { allocator, plan, gate, sites, is_gone: false, is_stuck: false });
                 }
                 Err((error, prepared)) => {
                     let label = labels.get(allocator).map_or("?", String::as_str);
@@ -247,8 +264,8 @@ impl Gates {
 
     /// Adds what they have counted themselves.
     pub(super) fn count(&self, counters: &mut Counters) {
-        for counts in self.gates.iter().filter(|entry| !entry.is_gone).filter_map(|entry| entry.gate.counts())
-        {
+        let there = self.gates.iter().filter(|entry| !entry.is_gone);
+        for counts in there.filter_map(|entry| entry.gate.counts()).chain([self.past]) {
             counters.add(Counter::GateOverflows, counts.overflows);
             counters.add(Counter::GateLostBudgets, counts.lost_budgets);
         }
@@ -257,6 +274,8 @@ impl Gates {
     /// Takes them all out.
     pub(super) fn leave(&mut self) {
         for entry in self.gates.iter_mut().filter(|entry| !entry.is_gone) {
+            // Behind that it cannot be asked any more.
+            self.past.add(entry.gate.counts().unwrap_or_default());
             match entry.gate.leave() {
                 Ok(departure) => {
                     self.stood = self.stood.max(departure.stood);
@@ -268,6 +287,83 @@ impl Gates {
                 }
             }
             entry.is_gone = true;
+        }
+    }
+
+    /// The places of those that are in, among all, for which there should be more room.
+    pub(super) fn crowded(&self) -> Vec<usize> {
+        let is_crowded = |entry: &Entry| {
+            let has_more = entry.gate.layout().larger().is_some();
+            !entry.is_gone
+                && !entry.is_stuck
+                && has_more
+                && entry.gate.counts().is_some_and(|counts| counts.overflows >= CROWDED)
+        };
+        let places = self.gates.iter().enumerate().filter(|(_, entry)| is_crowded(entry));
+        places.map(|(place, _)| place).collect()
+    }
+
+    /// The place of the one that is in, where it is the only one.
+    pub(super) fn only(&self) -> Option<usize> {
+        let mut there = self.gates.iter().enumerate().filter(|(_, entry)| !entry.is_gone);
+        there.next().filter(|_| there.next().is_none()).map(|(place, _)| place)
+    }
+
+    /// Makes a gate ready that is to take the place of another one, with more room or another interval.
+    pub(super) fn prepare_successor(
+        &self,
+        place: usize,
+        interval_bytes: Option<u64>,
+        findings: &Findings,
+    ) -> Result<Ready, RecordError> {
+        let ended = || RecordError::Process(ProcessError::Gone { pid: self.pid });
+        let entry = self.gates.get(place).ok_or_else(ended)?;
+        let (number, _) = findings.numbered().nth(entry.allocator).ok_or_else(ended)?;
+        let mut plan = entry.plan.clone();
+        match interval_bytes {
+            Some(interval_bytes) => plan.interval_bytes = interval_bytes,
+            None => plan.blocks = entry.gate.layout().larger().unwrap_or(plan.blocks),
+        }
+        match self.ready(entry.allocator, number, plan) {
+            Ok((ready, _)) => Ok(ready),
+            Err(Hindrance::Gate(error)) => Err(error.into()),
+            Err(Hindrance::Plan(_)) => Err(ended()),
+        }
+    }
+
+    /// Has one that is ready take the place of another one. `blocks` gives those in the sample, and `at_turn` is called when it counts.
+    pub(super) fn succeed(
+        &mut self,
+        place: usize,
+        mut ready: Ready,
+        blocks: impl Fn() -> Vec<u64>,
+        at_turn: impl Fn() -> Result<(), GateError>,
+    ) -> Result<(), RecordError> {
+        let Some(entry) = self.gates.get_mut(place) else { return Ok(()) };
+        let Some(prepared) = ready.prepared.take() else { return Ok(()) };
+        let old = entry.gate.counts().unwrap_or_default();
+        let known = || {
+            // First the count, for what comes behind it is then noticed.
+            let overflows = entry.gate.counts().unwrap_or_default().overflows;
+            Known { blocks: blocks(), overflows }
+        };
+        let fed = prepared.feed(ready.plan.interval_bytes);
+        match prepared.succeed(&entry.gate, known, at_turn) {
+            Ok((gate, stood)) => {
+                self.past.add(old);
+                self.stood = self.stood.max(stood);
+                self.wish.interval_bytes = ready.plan.interval_bytes;
+                self.feeder.add(fed);
+                entry.gate = gate;
+                entry.plan = ready.plan.clone();
+                entry.sites = std::mem::take(&mut ready.sites);
+                Ok(())
+            }
+            Err((error, prepared)) => {
+                entry.is_stuck = true;
+                withdraw(*prepared);
+                Err(error.into())
+            }
         }
     }
 

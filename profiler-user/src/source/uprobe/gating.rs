@@ -48,7 +48,8 @@ impl Recording {
         Ok(probes)
     }
 
-    fn teach_gates(&self, ready: &[Ready]) {
+    /// Teaches the rows of the calls in gates.
+    pub(super) fn teach_gates(&self, ready: &[Ready]) {
         for one in ready {
             let frames = one.frames().to_vec();
             self.common.drain.tell(self.process.pid(), move |learner, stacks| {

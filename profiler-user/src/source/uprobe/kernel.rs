@@ -17,7 +17,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use profiler_common::{
     counters::Counters,
-    heap::{Totals, TotalsKey},
+    heap::{LiveBlock, LiveKey, Totals, TotalsKey},
 };
 
 use super::{
@@ -100,6 +100,7 @@ pub(super) struct Kernel {
     pub(super) counters: HashMap<MapData, u32, Counters>,
     pub(super) totals: Table<TotalsKey, Totals>,
     pub(super) overflows: Table<TotalsKey, Totals>,
+    pub(super) live: Table<LiveKey, LiveBlock>,
     pub(super) sampling: Sampling,
 }
 
@@ -146,7 +147,7 @@ impl Kernel {
         let (rows, cache) = (map(&mut ebpf, "ROWS")?, map(&mut ebpf, "ROW_CACHE")?);
         let (trampolines, generation) = (map(&mut ebpf, "TRAMPOLINES")?, map(&mut ebpf, "GENERATION")?);
         let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
-        let overflows = map(&mut ebpf, "OVERFLOWS")?;
+        let (overflows, live) = (map(&mut ebpf, "OVERFLOWS")?, map(&mut ebpf, "LIVE")?);
         let sampling = Sampling::new(map(&mut ebpf, "RATE")?, map(&mut ebpf, "THRESHOLDS")?);
         // To be run while others are being attached, which takes long.
         let mut handle = |name: &'static str| {
@@ -167,6 +168,7 @@ impl Kernel {
             counters,
             totals,
             overflows,
+            live,
             sampling,
         };
         Ok((kernel, targets, teaching, rings))

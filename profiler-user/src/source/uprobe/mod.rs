@@ -74,6 +74,8 @@ mod left_behind;
 
 mod gating;
 
+mod succession;
+
 pub use sampling::{DEFAULT_INTERVAL_BYTES, LONGEST_INTERVAL_BYTES};
 
 pub use capacity::{Capacities, Subject};

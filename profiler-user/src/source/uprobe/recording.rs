@@ -267,7 +267,7 @@ impl Recording {
             kernel.sampling.begin(interval_bytes)?;
         }
         if let Some(GateWish { interval_bytes, .. }) = gate {
-            kernel.sampling.begin_behind_gate(interval_bytes)?;
+            kernel.sampling.set_behind_gate(interval_bytes)?;
         }
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
@@ -373,6 +373,9 @@ impl Recording {
     pub fn sample_less(&self) -> Result<Option<u64>, RecordError> {
         if self.stays_exact {
             return Ok(None);
+        }
+        if lock(&self.gates).is_some() {
+            return self.sample_less_behind_gate();
         }
         Ok(lock(&self.common.kernel).sampling.lengthen()?)
     }

@@ -28,8 +28,8 @@ pub(super) struct Sampling {
     scale: Scale,
     /// The rate that the recording began with.
     first: usize,
-    /// The rate of what gates have sampled.
-    behind_gate: Option<usize>,
+    /// The rates of what gates have sampled, one after the other.
+    behind_gate: Vec<usize>,
 }
 
 /// What kept allocations stand for.
@@ -46,7 +46,7 @@ struct Scale {
 impl Sampling {
     /// Keeps every allocation.
     pub(super) fn new(rate: Array<MapData, u32>, thresholds: Array<MapData, u32>) -> Self {
-        Self { rate, thresholds, scale: Scale::exact(), first: 0, behind_gate: None }
+        Self { rate, thresholds, scale: Scale::exact(), first: 0, behind_gate: Vec::new() }
     }
 
     /// The same as [`Sampling::set`], before anything is counted.
@@ -56,14 +56,22 @@ impl Sampling {
         Ok(())
     }
 
-    /// Has allocations that gates have sampled stand for those that they have not; the gates have one for every `interval_bytes`.
-    pub(super) fn begin_behind_gate(&mut self, interval_bytes: u64) -> Result<(), KernelError> {
+    /// Has allocations that gates have sampled from now on stand for those that they have not; the gates have one for every
+    /// `interval_bytes`. False where there is no rate left for that.
+    pub(super) fn set_behind_gate(&mut self, interval_bytes: u64) -> Result<bool, KernelError> {
         let number = self.scale.intervals.len();
-        let Ok(rate) = u32::try_from(number) else { return Ok(()) };
+        let Some(rate) = u32::try_from(number).ok().filter(|rate| *rate < RATES) else { return Ok(false) };
         self.rate.set(GATE_RATE_SLOT, rate, 0).map_err(map_refused("RATE"))?;
         self.scale.add(interval_bytes, thresholds_behind_gate(interval_bytes));
-        self.behind_gate = Some(number);
-        Ok(())
+        self.behind_gate.push(number);
+        Ok(true)
+    }
+
+    /// The next interval of gates, in bytes; `None` where it cannot be longer.
+    pub(super) fn next_behind_gate(&self) -> Option<u64> {
+        let last = self.behind_gate.last().and_then(|rate| self.scale.intervals.get(*rate))?;
+        let next = last.saturating_mul(STEP);
+        (next <= LAST_STEP_BYTES && self.scale.intervals.len() < RATES as usize).then_some(next)
     }
 
     /// Has one allocation kept for every `interval_bytes`, on average, from now on; 1 keeps all.
@@ -87,11 +95,7 @@ impl Sampling {
             1 => DEFAULT_INTERVAL_BYTES,
             longer => longer.saturating_mul(STEP),
         };
-        // What a gate has in its sample it has decided already.
-        if interval_bytes > LAST_STEP_BYTES
-            || self.scale.intervals.len() >= RATES as usize
-            || self.behind_gate.is_some()
-        {
+        if interval_bytes > LAST_STEP_BYTES || self.scale.intervals.len() >= RATES as usize {
             return Ok(None);
         }
         self.set(interval_bytes)?;
@@ -106,7 +110,9 @@ impl Sampling {
     /// The mean intervals that were used so far, in bytes, one after the other; 1 is every allocation.
     pub(super) fn intervals_bytes(&self) -> Vec<u64> {
         let since = self.scale.intervals.iter().enumerate().skip(self.first);
-        since.filter(|(rate, _)| Some(*rate) != self.behind_gate).map(|(_, interval)| *interval).collect()
+        let is_gates = |rate: &usize| self.behind_gate.contains(rate);
+        let wanted = since.filter(|(rate, _)| self.behind_gate.is_empty() || is_gates(rate));
+        wanted.map(|(_, interval)| *interval).collect()
     }
 
     /// What kept allocations stand for.

@@ -35,6 +35,16 @@ pub struct StackWord {
     pub at: Option<u64>,
     /// The word.
     pub word: u64,
+    /// Whether a thread will go on there: it is about to, or the words behind are such as the kernel writes for one that a signal has
+    /// interrupted there. Otherwise it is where something returns to, or has returned to once.
+    pub is_interrupted: bool,
+}
+
+impl StackWords {
+    /// Whether some thread will go on there.
+    pub fn has_interrupted(&self) -> bool {
+        self.found.iter().any(|word| word.is_interrupted)
+    }
 }
 
 /// The part of a thread's stack that is read.
@@ -84,7 +94,8 @@ impl Threads {
             let registers =
                 request::registers(thread).map_err(self.failed(thread, "asked for its registers"))?;
             if is_inside(ranges, registers.rip) {
-                words.found.push(StackWord { thread, at: None, word: registers.rip });
+                let word = registers.rip;
+                words.found.push(StackWord { thread, at: None, word, is_interrupted: true });
             }
             let at = registers.rsp;
             let mapping = self.mappings()?;
@@ -119,13 +130,29 @@ fn look(stack: &Stack, bytes: &[u8], ranges: &[Range<u64>], found: &mut Vec<Stac
     let first = ranges.iter().map(|range| range.start).min().unwrap_or_default();
     let last = ranges.iter().map(|range| range.end).max().unwrap_or_default();
     let (words, _) = bytes.as_chunks::<WORD_BYTES>();
-    for (word, at) in words.iter().zip((stack.used.start..).step_by(WORD_BYTES)) {
+    let at = (stack.used.start..).step_by(WORD_BYTES);
+    for (place, (word, at)) in words.iter().zip(at).enumerate() {
         let word = u64::from_ne_bytes(*word);
         if first < word && word < last && is_inside(ranges, word) {
-            found.push(StackWord { thread: stack.thread, at: Some(at), word });
+            let behind = words.get(place + 1..).unwrap_or_default();
+            let is_interrupted = may_be_context(behind);
+            found.push(StackWord { thread: stack.thread, at: Some(at), word, is_interrupted });
         }
     }
 }
+
+/// Whether what stands behind a word may be what `struct sigcontext` has behind `rip` (arch/x86/include/uapi/asm/sigcontext.h, v6.18): the
+/// flags, of which one is always set, and the segments, of which the first is that of 64-bit code.
+fn may_be_context(behind: &[[u8; WORD_BYTES]]) -> bool {
+    const ALWAYS: u64 = 1 << 1;
+    const BEHIND_FLAGS: u64 = 1 << 22;
+    let [flags, segments, ..] = behind else { return true };
+    let (flags, segments) = (u64::from_ne_bytes(*flags), u64::from_ne_bytes(*segments));
+    flags & ALWAYS != 0 && flags < BEHIND_FLAGS && segments & 0xffff == USER_CS
+}
+
+/// `__USER_CS` of arch/x86/include/asm/segment.h.
+const USER_CS: u64 = 0x33;
 
 /// At a range's first address nothing of it is executed yet.
 fn is_inside(ranges: &[Range<u64>], address: u64) -> bool {
@@ -148,13 +175,21 @@ mod tests {
 
     #[test]
     fn words_are_found_with_their_addresses() {
-        let words = [0_u64, 0x1003, 0x1000, 0x2001, 0x1800];
+        let words = [0_u64, 0x1003, 0x1000, 0x2001, 0x246, 0x2b_0000_0000_0033];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let stack = Stack { thread: 7, used: 0x100..0x128 };
+        let stack = Stack { thread: 7, used: 0x100..0x130 };
         let mut found = Vec::new();
         look(&stack, &bytes, &[0x2000..0x2005, 0x1000..0x1005], &mut found);
-        let expected = [(0x108, 0x1003), (0x118, 0x2001)];
-        assert_eq!(found, expected.map(|(at, word)| StackWord { thread: 7, at: Some(at), word }));
+        let expected = [(0x108, 0x1003, false), (0x118, 0x2001, true)];
+        assert_eq!(
+            found,
+            expected.map(|(at, word, is_interrupted)| StackWord {
+                thread: 7,
+                at: Some(at),
+                word,
+                is_interrupted
+            })
+        );
     }
 
     #[test]

@@ -1,0 +1,132 @@
+//! A gate takes the place of another: with more room, or another interval. No block of the sample is forgotten.
+
+use std::{
+    os::unix::fs::FileExt,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Gate, GateError, Jump, Prepared, memory::unmap, stop};
+use crate::{
+    gate::table::Table,
+    target::{cover::JUMP_BYTES, stopped::Stopped},
+};
+
+/// How often it is tried where a thread is in the old gate, and the pause before it is tried again.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Blocks that are in the sample, as somebody else knows them.
+pub struct Known {
+    /// Their addresses, and those of others that have been freed since.
+    pub blocks: Vec<u64>,
+    /// How many had no room in the old gate's table before these were looked up.
+    pub overflows: u64,
+}
+
+impl Prepared {
+    /// Lets the process's calls go through this gate instead of `old`, whose memory goes with it. `known` is asked for the blocks that
+    /// the old table had no room for, and `at_turn` is called while everything stands still. Gives how long that was.
+    ///
+    /// # Errors
+    ///
+    /// The old gate is then in as before, and this one is ready as before.
+    pub fn succeed(
+        self,
+        old: &Gate,
+        known: impl Fn() -> Known,
+        at_turn: impl Fn() -> Result<(), GateError>,
+    ) -> Result<(Gate, Duration), (GateError, Box<Self>)> {
+        match self.try_succeed(old, known, at_turn) {
+            Ok(stood) => {
+                let Self { pid, file, words, description, .. } = self;
+                Ok((Gate { pid, file, words, description }, stood))
+            }
+            Err(error) => Err((error, Box::new(self))),
+        }
+    }
+
+    fn try_succeed(
+        &self,
+        old: &Gate,
+        known: impl Fn() -> Known,
+        at_turn: impl Fn() -> Result<(), GateError>,
+    ) -> Result<Duration, GateError> {
+        let began = Instant::now();
+        for _ in 0..TRIES {
+            let known = known();
+            let stopped = stop(self.pid)?;
+            if self.turn(old, &known, &stopped)? {
+                at_turn()?;
+                // Nobody is in there.
+                unmap(&stopped, &old.description.code)?;
+                unmap(&stopped, &old.description.data)?;
+                return Ok(stopped.release());
+            }
+            drop(stopped);
+            thread::sleep(PAUSE);
+        }
+        Err(GateError::Busy { pid: self.pid, tries: TRIES, waited: began.elapsed() })
+    }
+
+    /// Leads the jumps here; false where a thread is in the old gate, or that has met blocks meanwhile for which it had no room.
+    fn turn(&self, old: &Gate, known: &Known, stopped: &Stopped) -> Result<bool, GateError> {
+        let (layout, data) = (old.description.layout(), old.description.data.start);
+        let word = |offset| {
+            let bytes = stopped.read(data + offset, 8)?;
+            Ok::<_, GateError>(bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)))
+        };
+        let code = std::slice::from_ref(&old.description.code);
+        if word(layout.inside())? != 0
+            || word(layout.overflows())? != known.overflows
+            || stopped.find_words(code)?.has_interrupted()
+        {
+            return Ok(false);
+        }
+        let length = (layout.table() - layout.filter() + layout.buckets() * 64) as usize;
+        let bytes = stopped.read(data + layout.filter(), length)?;
+        let room = || GateError::TooLarge { bytes: length as u64, room: 0 };
+        let table = Table::of_bytes(layout, bytes).ok_or_else(room)?;
+        self.take_over(&table, known)?;
+        for (written, (jump, former)) in self.pairs(old).enumerate() {
+            let is = stopped.read(jump.address, JUMP_BYTES)?;
+            if is != former.jump {
+                self.turn_back(old, written, stopped)?;
+                let (pid, function) = (self.pid, "a gated function".to_owned());
+                return Err(GateError::Changed { pid, function, address: jump.address, is });
+            }
+            if let Err(error) = stopped.write_code(jump.address, &jump.jump) {
+                self.turn_back(old, written, stopped)?;
+                return Err(error.into());
+            }
+        }
+        Ok(true)
+    }
+
+    fn pairs<'gates>(&'gates self, old: &'gates Gate) -> impl Iterator<Item = (&'gates Jump, &'gates Jump)> {
+        self.description.jumps.iter().zip(&old.description.jumps)
+    }
+
+    /// Leads the first jumps to the old gate again.
+    fn turn_back(&self, old: &Gate, written: usize, stopped: &Stopped) -> Result<(), GateError> {
+        for (_, former) in self.pairs(old).take(written) {
+            stopped.write_code(former.address, &former.jump)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the blocks of the old table into the file, of which the process has no copy of its own yet.
+    fn take_over(&self, old: &Table, known: &Known) -> Result<(), GateError> {
+        let layout = self.description.layout();
+        let mut table = Table::new(layout);
+        let lacking = known.blocks.iter().copied().filter(|block| old.may_lack(*block));
+        for block in old.blocks().chain(lacking) {
+            table.insert(block);
+        }
+        let begin = self.description.code.end - self.description.code.start;
+        self.file
+            .write_all_at(table.bytes(), begin + layout.filter())
+            .and_then(|()| self.file.write_all_at(&table.overflows.to_le_bytes(), begin + layout.overflows()))
+            .map_err(GateError::file(self.pid, "written"))
+    }
+}
