@@ -34,13 +34,13 @@ impl LiveLine {
     }
 
     /// Shows these numbers; what it costs only where that is known.
-    pub(super) fn show(&mut self, vitals: &Vitals, cost: Option<&Cost>) {
+    pub(super) fn show(&mut self, vitals: &Vitals, cost: Option<&Cost>, is_gated: bool) {
         let (then, before) = self.last;
         let now = Instant::now();
         let allocations =
             vitals.alloc_objects.saturating_sub(before) as f64 / now.duration_since(then).as_secs_f64();
         self.last = (now, vitals.alloc_objects);
-        self.bar.set_message(text(vitals, allocations, cost));
+        self.bar.set_message(text(vitals, allocations, cost, is_gated));
         self.bar.tick();
     }
 
@@ -49,9 +49,10 @@ impl LiveLine {
     }
 }
 
-fn text(vitals: &Vitals, allocations_per_second: f64, cost: Option<&Cost>) -> String {
+fn text(vitals: &Vitals, allocations_per_second: f64, cost: Option<&Cost>, is_gated: bool) -> String {
     let live = vitals.alloc_objects.saturating_sub(vitals.freed_objects);
-    let costs = cost.map_or_else(|| "costs: not known yet".to_owned(), |cost| cost::now(&cost.last));
+    let costs =
+        cost.map_or_else(|| "costs: not known yet".to_owned(), |cost| cost::now(&cost.last, is_gated));
     format!(
         "{} allocations/s, {} live in {} blocks, {} stacks, {} lost, {costs}",
         HumanCount(allocations_per_second.round() as u64),
@@ -77,7 +78,7 @@ mod tests {
             ..Vitals::default()
         };
         assert_eq!(
-            text(&vitals, 1500.4, None),
+            text(&vitals, 1500.4, None, false),
             "1,500 allocations/s, 2.00 KiB live in 2,000 blocks, 7 stacks, 2 lost, costs: not known yet"
         );
     }

@@ -178,7 +178,7 @@ async fn attend(args: &RecordArgs, session: &Session, children: &mut Children) -
                     }
                 }
                 if !live.is_hidden() {
-                    live.show(&vitals, cost.as_ref());
+                    live.show(&vitals, cost.as_ref(), args.gate.gate.is_some());
                 }
                 if let Some(excess) = cost.and_then(|cost| limit.judge(&cost.last)) && !session.relieve(excess) {
                     break End::TooCostly(excess);
@@ -223,7 +223,7 @@ fn finish(
         for line in memory::lines(&heap) {
             say(&line);
         }
-        for line in cost::lines(heap.cost.as_ref()) {
+        for line in cost::lines(heap.cost.as_ref(), heap.gate.is_some()) {
             say(&line);
         }
         for line in heap.gate.iter().flat_map(|gate| gate::closing_lines(gate, &heap.counters)) {

@@ -32,11 +32,30 @@ pub fn comments(cost: Option<&Cost>) -> Vec<String> {
     std::iter::once(first).chain(excess).collect()
 }
 
-/// The same for people, in a line or two; none where nothing is known.
-pub fn lines(cost: Option<&Cost>) -> Vec<String> {
+/// What a call costs that a gate lets through, in nanoseconds: of a pair that allocates and frees, 2.2 (`cargo xtask bench`). What calls in
+/// the sample cost is beside that, and is little where most are not.
+const GATE_NS: f64 = 1.1;
+
+/// From so much of a CPU on, it is worth a word that it can be had for less.
+const MUCH: f64 = 0.05;
+
+/// What a gate would cost instead of so many hits of ordinary probes a second, as a share of a CPU; `None` where it is not much that
+/// they cost.
+fn by_gate(cpu: f64, hits_per_second: f64) -> Option<f64> {
+    (cpu >= MUCH).then_some(hits_per_second * GATE_NS / 1e9)
+}
+
+/// The same for people, in a few lines; none where nothing is known.
+pub fn lines(cost: Option<&Cost>, is_gated: bool) -> Vec<String> {
     let Some(cost) = cost else { return Vec::new() };
     let TrapCost { entry_ns, return_ns, stepped_ns: _ } = cost.trap;
-    vec![
+    let by_gate = by_gate(cost.cpu, cost.hits_per_second).filter(|_| !is_gated).map(|share| {
+        format!(
+            "  --gate, which samples by code in the process, would cost about {} of a CPU instead",
+            percent(share)
+        )
+    });
+    let mut lines = vec![
         format!(
             "cost to the process: {} of a CPU on average, {} at most{}",
             percent(cost.cpu),
@@ -47,13 +66,22 @@ pub fn lines(cost: Option<&Cost>) -> Vec<String> {
             "  {:.0} hits of probes a second; a hit is {entry_ns:.0} ns at an entry, {return_ns:.0} ns more for the return, and what is done",
             cost.hits_per_second
         ),
-    ]
+    ];
+    lines.extend(by_gate);
+    lines
 }
 
 /// What it costs now, in a few words.
-pub fn now(estimate: &Estimate) -> String {
+pub fn now(estimate: &Estimate, is_gated: bool) -> String {
     let own = estimate.own().map(|own| format!(", {} of the process's own time", percent(own)));
-    format!("costs {} of a CPU{}", percent(estimate.cpu), own.unwrap_or_default())
+    let by_gate = by_gate(estimate.cpu, estimate.hits_per_second).filter(|_| !is_gated);
+    let by_gate = by_gate.map(|share| format!(" (--gate: about {})", percent(share)));
+    format!(
+        "costs {} of a CPU{}{}",
+        percent(estimate.cpu),
+        own.unwrap_or_default(),
+        by_gate.unwrap_or_default()
+    )
 }
 
 /// A share in percent, with as many digits as mean something.
@@ -96,21 +124,26 @@ mod tests {
                 "cost: stopped, for it cost 34.6 percent of one CPU, above --max-overhead 10",
             ]
         );
-        assert!(comments(None).is_empty() && lines(None).is_empty());
+        assert!(comments(None).is_empty() && lines(None, false).is_empty());
     }
 
     #[test]
     fn people_are_told_the_average_and_the_peak() {
         assert_eq!(
-            lines(Some(&cost(None, None)))[0],
+            lines(Some(&cost(None, None)), true)[0],
             "cost to the process: 9.6 % of a CPU on average, 20 % at most"
         );
-        assert!(lines(Some(&cost(Some(0.5), None)))[0].ends_with("; 50 % of its own CPU time"));
+        assert!(lines(Some(&cost(Some(0.5), None)), true)[0].ends_with("; 50 % of its own CPU time"));
+        assert_eq!(lines(Some(&cost(None, None)), true).len(), 2);
+        assert!(lines(Some(&cost(None, None)), false)[2].contains("about 0.0 % of a CPU"));
+        let little = Cost { cpu: 0.04, ..cost(None, None) };
+        assert_eq!(lines(Some(&little), false).len(), 2);
     }
 
     #[test]
     fn the_live_line_has_what_it_costs_now() {
-        assert_eq!(now(&cost(None, None).last), "costs 12 % of a CPU");
-        assert_eq!(now(&cost(Some(0.5), None).last), "costs 12 % of a CPU, 25 % of the process's own time");
+        assert_eq!(now(&cost(None, None).last, true), "costs 12 % of a CPU");
+        let with_own = now(&cost(Some(0.5), None).last, false);
+        assert_eq!(with_own, "costs 12 % of a CPU, 25 % of the process's own time (--gate: about 0.0 %)");
     }
 }
