@@ -25,6 +25,31 @@ pub struct LiveBlock {
     pub stack: u64,
 }
 
+/// A place of a block, the value of the `FRESH` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FreshBlock {
+    /// Whose place it is, as [`LiveKey::address`]; 0 for nobody's.
+    pub address: u64,
+    /// As [`LiveKey::owner`].
+    pub owner: u64,
+    /// The block.
+    pub block: LiveBlock,
+    /// 1 once a block whose place this is as well has been put into `LIVE`.
+    pub has_more: u64,
+}
+
+impl FreshBlock {
+    /// The place of a block, of 2 to the power of 64 less `shift`. The constants are odd, the second is 2⁶⁴ divided by the golden ratio.
+    #[inline(always)]
+    pub const fn place(key: LiveKey, shift: u32) -> u32 {
+        let mixed = key.address ^ key.owner.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (shift & 63)) as u32
+    }
+}
+
+const _: () = assert!(size_of::<FreshBlock>() == 40, "no padding");
+
 /// Sizes have 51 bits: 2 PiB, more than any machine has.
 const SIZE_BITS: u32 = 51;
 const LARGEST_SIZE_BYTES: u64 = (1 << SIZE_BITS) - 1;
@@ -39,6 +64,18 @@ impl LiveBlock {
         let size_bytes = if size_bytes > LARGEST_SIZE_BYTES { LARGEST_SIZE_BYTES } else { size_bytes };
         let rate = rate & (RATES as u64 - 1);
         Self { size_and_allocator: size_bytes | rate << SIZE_BITS | allocator << ALLOCATOR_BIT, stack }
+    }
+
+    /// All but the stack, as a word.
+    #[inline(always)]
+    pub const fn to_raw(&self) -> u64 {
+        self.size_and_allocator
+    }
+
+    /// The block that such a word says, on a stack.
+    #[inline(always)]
+    pub const fn from_raw(raw: u64, stack: u64) -> Self {
+        Self { size_and_allocator: raw, stack }
     }
 
     /// Bytes asked for.
@@ -285,6 +322,22 @@ pub const fn class_limit_bytes(class: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_side_by_side_and_those_of_two_processes_have_places_apart() {
+        let places = |stride: u64, owner: u64| {
+            let place = move |index: u64| {
+                let key = LiveKey { address: 0x7f12_3400_0010 + index * stride, owner };
+                FreshBlock::place(key, 64 - 12)
+            };
+            (0..1024).map(place).collect::<std::collections::HashSet<u32>>()
+        };
+        for stride in [16, 32, 48, 80, 112, 4096, 1 << 20] {
+            // As many as if each place was as likely as any other, or more.
+            assert!(places(stride, 1).len() >= 850, "{stride}: {}", places(stride, 1).len());
+            assert_ne!(places(stride, 1), places(stride, 1 << 32 | 1), "{stride}");
+        }
+    }
 
     #[test]
     fn what_is_gone_is_what_an_earlier_program_had() {

@@ -51,6 +51,13 @@ pub const MAX_REMEMBERING: u32 = 1 << 9;
 /// the kernel's own, in slots of 96 B; 192 MiB when all of them are in use.
 pub const DEFAULT_MAX_LIVE: u32 = 1 << 21;
 
+/// For how many live blocks that can be followed one has a place where it is found without a hash: 40 B for each place, 2.5 MiB in a
+/// process of ordinary size.
+pub const LIVE_PER_FRESH: u32 = 32;
+
+/// Most such places, a power of two: 40 MiB.
+pub const MAX_FRESH: u32 = 1 << 20;
+
 /// The same in a process that does nothing when it is attached to: buckets of 16 MiB.
 pub const LEAST_DEFAULT_MAX_LIVE: u32 = 1 << 20;
 

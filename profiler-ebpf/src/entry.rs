@@ -21,7 +21,7 @@ use profiler_common::{
 
 use crate::{
     counters::count,
-    inflight, mapping,
+    inflight, live, mapping,
     maps::{self, NO_PROGRAMS, THREADS},
     memory::UserMemory,
     record, release, remember, sampling,
@@ -121,39 +121,37 @@ pub fn enter(ctx: &ProbeContext, cookie: u64, rate_of: impl FnOnce(u64) -> u64) 
     }
     let wanted = Wanted::of(cookie, regs);
     let rate = rate_of(wanted.size_bytes);
-    // The old block leaves now, since its address may be given to another thread before the return.
-    let owner = target.owner(tgid);
-    let (old_address, old) = match release::take(owner, wanted.old_address) {
-        Some(block) => (wanted.old_address, block),
-        None => (0, LiveBlock::default()),
-    };
-    let is_left_out = old_address == 0 && !wanted.convention.may_jump();
-    if rate == NOT_KEPT && is_left_out {
+    if rate == NOT_KEPT && wanted.old_address == 0 && !wanted.convention.may_jump() {
         return false;
     }
     let Some(thread) = thread.or_else(|| inflight::enter_thread(pid_tgid)) else {
         debug!(ctx, "no room for another thread in THREADS");
         count(tgid, Counter::InflightFull, 1);
-        inflight::put_back(owner, old_address, &old);
         return false;
     };
     let block = LiveBlock::new(wanted.size_bytes, rate, wanted.convention.allocator(), 0);
     // All but the stack is kept now: to walk it takes most of the little stack that there is for programs.
     // SAFETY: only this thread writes or removes its entry, which is no call's that is under way.
     let call = unsafe { &mut (*thread).call };
-    *call = InFlight {
-        sp: regs.rsp,
-        return_address: 0,
-        site: regs.rip,
-        cookie: wanted.convention.cookie(),
-        size_bytes: wanted.size_bytes,
-        stack: NESTED_STACK,
-        out_address: wanted.out_address,
-        old_address,
-        old,
-        resizes: u32::from(wanted.old_address != 0),
-        rate: rate as u32,
-    };
+    // All but `old`, which means nothing without an address. One by one: otherwise the compiler calls for zeros.
+    call.sp = regs.rsp;
+    call.return_address = 0;
+    call.site = regs.rip;
+    call.cookie = wanted.convention.cookie();
+    call.size_bytes = wanted.size_bytes;
+    call.stack = NESTED_STACK;
+    call.out_address = wanted.out_address;
+    call.old_address = 0;
+    call.resizes = u32::from(wanted.old_address != 0);
+    call.rate = rate as u32;
+    // The old block leaves now, since its address may be given to another thread before the return.
+    if live::take_into(target.owner(tgid), wanted.old_address, &mut call.old) {
+        call.old_address = wanted.old_address;
+    }
+    let is_left_out = call.old_address == 0 && !wanted.convention.may_jump();
+    if rate == NOT_KEPT && is_left_out {
+        return false;
+    }
     if rate == NOT_KEPT {
         call.return_address = UserMemory.read_word(regs.rsp).unwrap_or_default();
     } else {
@@ -191,11 +189,8 @@ impl Wanted {
     fn of(cookie: u64, regs: &pt_regs) -> Self {
         let convention = Convention::from_cookie(cookie);
         let arguments = Arguments::of(regs);
-        let mut size_bytes = arguments.get(convention.size_argument());
-        let count = convention.count_argument();
-        if count != 0 {
-            size_bytes = array_bytes(arguments.get(count), size_bytes);
-        }
+        let Arguments { first, second, third, fourth } = arguments;
+        let size_bytes = bytes_asked_for(cookie, first, second, third, fourth);
         Self {
             convention,
             size_bytes,
@@ -230,14 +225,41 @@ impl Arguments {
 
     /// One of them, counted from 1; 0 for none.
     #[inline(always)]
-    const fn get(&self, number: u64) -> u64 {
-        match number {
-            1 => self.first,
-            2 => self.second,
-            3 => self.third,
-            4 => self.fourth,
-            _ => 0,
-        }
+    fn get(&self, number: u64) -> u64 {
+        let Self { first, second, third, fourth } = *self;
+        if number == 0 { 0 } else { argument(number, first, second, third, fourth) }
+    }
+}
+
+/// A function by itself, as the next one: the verifier need not go on with each of the arguments.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn argument(number: u64, first: u64, second: u64, third: u64, fourth: u64) -> u64 {
+    match number {
+        1 => first,
+        2 => second,
+        3 => third,
+        4 => fourth,
+        _ => 0,
+    }
+}
+
+/// What is asked of a function with this cookie.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn bytes_asked_for(cookie: u64, first: u64, second: u64, third: u64, fourth: u64) -> u64 {
+    let convention = Convention::from_cookie(cookie);
+    let of = |number| match number {
+        1 => first,
+        2 => second,
+        3 => third,
+        4 => fourth,
+        _ => 0,
+    };
+    let size_bytes = of(convention.size_argument());
+    match convention.count_argument() {
+        0 => size_bytes,
+        count => array_bytes(of(count), size_bytes),
     }
 }
 

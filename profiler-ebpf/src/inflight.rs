@@ -5,7 +5,7 @@ use aya_log_ebpf::debug;
 use profiler_common::{
     call::{Convention, InFlight},
     counters::Counter,
-    heap::{LiveBlock, LiveKey},
+    heap::LiveBlock,
     target::{Target, is_hijacked},
     thread::Thread,
     unwind::ReadMemory,
@@ -13,7 +13,8 @@ use profiler_common::{
 
 use crate::{
     counters::count,
-    maps::{self, LIVE, NO_EXIST, THREADS},
+    live,
+    maps::{self, NO_EXIST, THREADS},
     memory::UserMemory,
     unwind::{self, Stack},
 };
@@ -151,8 +152,7 @@ pub fn put_back(owner: u64, address: u64, block: &LiveBlock) {
     if address == 0 {
         return;
     }
-    let key = LiveKey { address, owner };
-    if LIVE.insert(key, *block, NO_EXIST).is_err() {
+    if live::keep(owner, address, block).is_err() {
         crate::record::count_untracked(owner, block);
     }
 }

@@ -5,14 +5,15 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use profiler_common::{
     counters::Counter,
-    heap::{LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey},
+    heap::{FreshBlock, LiveBlock, LiveKey, OVERFLOW_STACK, TotalsKey},
     thread::Thread,
 };
 
 use crate::{
     counters::{add, count},
-    inflight,
-    maps::{LIVE, NO_EXIST, THREADS, TOTALS},
+    inflight, live,
+    maps::{FRESH, LIVE, NO_EXIST, THREADS, TOTALS},
+    record::NOTHING,
 };
 
 /// Whose blocks are whose from now on.
@@ -28,9 +29,11 @@ struct Inheritance {
 #[inline(always)]
 pub fn inherit_blocks(parent: u64, child: u64) {
     let mut inheritance = Inheritance { parent, child };
+    let places = (&raw const FRESH).cast_mut().cast();
     let map = (&raw const LIVE).cast_mut().cast();
-    // SAFETY: the callback has the signature that the helper asks for, and `inheritance` outlives the call.
+    // SAFETY: the callbacks have the signature that the helper asks for, and `inheritance` outlives the calls.
     unsafe {
+        bpf_for_each_map_elem(places, inherit_place as *mut c_void, (&raw mut inheritance).cast(), 0);
         bpf_for_each_map_elem(map, inherit_entry as *mut c_void, (&raw mut inheritance).cast(), 0);
     };
 }
@@ -46,12 +49,34 @@ unsafe extern "C" fn inherit_entry(
     // Those that were just added may be met, too.
     if key.owner == inheritance.parent {
         // SAFETY: as above.
-        let inherited = count_inherited(inheritance.child, unsafe { &*block });
-        let key = LiveKey { address: key.address, owner: inheritance.child };
-        if LIVE.insert(key, inherited, NO_EXIST).is_err() {
-            count(inheritance.child as u32, Counter::UninheritedBlocks, 1);
-            crate::record::freed(inheritance.child, &inherited);
-        }
+        let block = unsafe { &*block };
+        inherit_block(inheritance.child, key.address, block.to_raw(), block.stack);
+    }
+    0
+}
+
+unsafe extern "C" fn inherit_place(
+    _map: *mut c_void,
+    _index: *const u32,
+    place: *const FreshBlock,
+    inheritance: *mut c_void,
+) -> i64 {
+    // SAFETY: `inherit_blocks` passes an `Inheritance` of its own; the value is aligned words.
+    let (place, inheritance) = unsafe { (place.read_volatile(), &*inheritance.cast::<Inheritance>()) };
+    if place.owner == inheritance.parent {
+        inherit_block(inheritance.child, place.address, place.block.to_raw(), place.block.stack);
+    }
+    0
+}
+
+/// Gives a child a block. In two functions, of which one has ended when the other begins, for the little stack that there is.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn inherit_block(child: u64, address: u64, block: u64, stack: u64) -> u64 {
+    let inherited = count_inherited(child, &LiveBlock::from_raw(block, stack));
+    if live::keep(child, address, &inherited).is_err() {
+        count(child as u32, Counter::UninheritedBlocks, 1);
+        crate::record::freed(child, &inherited);
     }
     0
 }
@@ -59,9 +84,16 @@ unsafe extern "C" fn inherit_entry(
 /// Counts a block among those that an owner has from its parent; gives it as it is to be kept.
 #[inline(always)]
 fn count_inherited(owner: u64, block: &LiveBlock) -> LiveBlock {
+    block.inherited(count_block(owner, block.to_raw(), block.stack))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_block(owner: u64, block: u64, stack: u64) -> u64 {
+    let block = LiveBlock::from_raw(block, stack);
     let mut inherited = block.inherited(block.stack);
     let key = TotalsKey::of(owner, &inherited);
-    if TOTALS.get_ptr(key).is_none() && TOTALS.insert(key, Totals::default(), NO_EXIST).is_err() {
+    if TOTALS.get_ptr(key).is_none() && TOTALS.insert(key, &NOTHING, NO_EXIST).is_err() {
         count(owner as u32, Counter::TotalsFull, 1);
         inherited = block.inherited(OVERFLOW_STACK);
     }
@@ -72,7 +104,7 @@ fn count_inherited(owner: u64, block: &LiveBlock) -> LiveBlock {
             add(&raw mut (*totals).alloc_bytes, block.size_bytes());
         }
     }
-    inherited
+    inherited.stack
 }
 
 /// Goes on in the child with the call that the thread was in that forked, if it was in one: it comes back in both.

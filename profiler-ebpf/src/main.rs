@@ -3,7 +3,7 @@
 //! A call into the allocator goes through the modules in this order: [`entry`] reads the probe's registers,
 //! [`inflight`] keeps the call until it returns, [`sampling`] says whether it is counted, [`unwind`] walks the stack
 //! unless [`remember`] knows it, [`record`] counts what was
-//! allocated and [`release`] what was freed, in the [`maps`]; [`gate`] does so for calls that were sampled in front of their probe;
+//! allocated and [`release`] what was freed, in the [`maps`], where the blocks are [`live`]; [`gate`] does so for calls that were sampled in front of their probe;
 //! [`mapping`] tells user space of what the program maps
 //! itself, [`events`] tells it what else it cannot see in the maps, [`lifecycle`] cleans up behind threads and
 //! programs that end, and [`fork`] goes on with child processes.
@@ -35,6 +35,8 @@ mod sampling;
 mod record;
 
 mod release;
+
+mod live;
 
 mod gate;
 

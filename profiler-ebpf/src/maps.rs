@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use profiler_common::{
     counters::Counters,
-    heap::{LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
+    heap::{FreshBlock, LiveBlock, LiveKey, RowKey, Totals, TotalsKey},
     limits,
     sampling::{self, NOT_KEPT},
     target::{Home, Sharing, Target},
@@ -62,7 +62,11 @@ pub type WalksWords = [u64; size_of::<Walks>() / 8];
 pub static WALKS: HashMap<u64, WalksWords> =
     HashMap::with_max_entries(limits::MAX_REMEMBERING, BPF_F_NO_PREALLOC);
 
-/// Block → its size and stack.
+/// Place of a block → the block: looked at first, because it takes no call of a helper.
+#[map]
+pub static FRESH: Array<FreshBlock> = Array::with_max_entries(2, 0);
+
+/// Block → its size and stack, of all further ones.
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveBlock> =
     HashMap::with_max_entries(limits::DEFAULT_MAX_LIVE, BPF_F_NO_PREALLOC);

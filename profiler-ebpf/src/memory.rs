@@ -6,7 +6,10 @@ use aya_ebpf::helpers::{
     bpf_probe_read_user,
     generated::{self, bpf_find_vma, bpf_get_current_task_btf, bpf_loop},
 };
-use profiler_common::unwind::ReadMemory;
+use profiler_common::{
+    limits::{COPY_BYTES, SMALL_COPY_BYTES},
+    unwind::ReadMemory,
+};
 
 /// The memory of the process that runs on this CPU.
 pub struct UserMemory;
@@ -86,6 +89,30 @@ pub const fn holds<const BYTES: usize>(sp: u64, end: u64) -> bool {
 /// a stack, some were never written. Where the end is not known, that is the end.
 #[inline(always)]
 pub fn copy_stack<const BYTES: usize>(bytes: *mut [u8; BYTES], sp: u64, end: u64) -> Copied {
+    const { assert!(BYTES == SMALL_COPY_BYTES || BYTES == COPY_BYTES) };
+    let mut copied = Copied { rest: 0, length: 0, missing: 0 };
+    if BYTES == SMALL_COPY_BYTES {
+        copied = copy_to(bytes, sp, end);
+    } else {
+        copy_much(bytes.cast(), sp, end, &raw mut copied);
+    }
+    copied
+}
+
+/// A function by itself: pieces are copied in a loop, and the verifier need look at it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn copy_much(bytes: *mut [u8; COPY_BYTES], sp: u64, end: u64, copied: *mut Copied) -> u64 {
+    // SAFETY: `copy_stack` passes what it has.
+    let Some(copied) = (unsafe { copied.as_mut() }) else { return 0 };
+    if !bytes.is_null() {
+        *copied = copy_to(bytes, sp, end);
+    }
+    0
+}
+
+#[inline(always)]
+fn copy_to<const BYTES: usize>(bytes: *mut [u8; BYTES], sp: u64, end: u64) -> Copied {
     let copied = Copied { rest: 0, length: 0, missing: 0 };
     let mut copy = Copy { to: bytes.cast(), sp, end, copied };
     if read(bytes.cast(), first_part(sp) as u32, sp) {

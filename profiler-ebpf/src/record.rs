@@ -4,14 +4,15 @@ use aya_ebpf::{EbpfContext, programs::ProbeContext};
 use aya_log_ebpf::debug;
 use profiler_common::{
     counters::Counter,
-    heap::{LiveBlock, LiveKey, NESTED_STACK, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
+    heap::{LiveBlock, NESTED_STACK, OVERFLOW_STACK, Totals, TotalsKey, UNLEARNED_STACK},
     target::Target,
     unwind::Regs,
 };
 
 use crate::{
     counters::{add, count},
-    maps::{LIVE, NO_EXIST, OVERFLOWS, TOTALS},
+    live::{self, Unkept},
+    maps::{NO_EXIST, OVERFLOWS, TOTALS},
     remember::{self, ThreadWalks},
     send::{send_miss, send_stack},
     unwind::Stack,
@@ -20,11 +21,13 @@ use crate::{
 /// The totals of a stack that has yet to allocate. Not on the stack, where there is no room for it; a mangled
 /// name would have the place of the sources in it.
 #[unsafe(no_mangle)]
-static NOTHING: Totals =
+pub static NOTHING: Totals =
     Totals { freed_objects: 0, freed_bytes: 0, alloc_objects: 0, alloc_bytes: 0, sent: 0 };
 
-/// `EEXIST` of include/uapi/asm-generic/errno-base.h.
-const EEXIST: i32 = 17;
+/// The same of those for which there is no stack to be sent.
+#[unsafe(no_mangle)]
+static NOTHING_OVERFLOWED: Totals =
+    Totals { freed_objects: 0, freed_bytes: 0, alloc_objects: 0, alloc_bytes: 0, sent: 1 };
 
 /// The stack under which a block that an allocator gives at `regs` will be counted, or [`NESTED_STACK`] where that is for a call
 /// to do that this one is part of.
@@ -104,22 +107,19 @@ pub fn allocated(ctx: &impl EbpfContext, owner: u64, address: u64, block: &LiveB
             add(&raw mut (*totals).alloc_bytes, block.size_bytes());
         }
     }
-    let live = LiveKey { address, owner };
-    match LIVE.insert(live, *block, NO_EXIST) {
+    match live::keep(owner, address, block) {
         Ok(()) => {}
-        Err(error) if error == -EEXIST => {
+        Err(Unkept::Exists) => {
             debug!(ctx, "block {:x} handed out again", address);
             count(tgid, Counter::OverwrittenBlocks, 1);
-            if let Some(old) = LIVE.get_ptr(live) {
-                // SAFETY: the entry was there a moment ago; it is copied before anything is done with it.
-                let old = unsafe { *old };
+            if let Some(old) = live::take(owner, address) {
                 freed(owner, &old);
             }
-            if LIVE.insert(live, *block, 0).is_err() {
+            if live::keep(owner, address, block).is_err() {
                 count_untracked(owner, block);
             }
         }
-        Err(_) => count_untracked(owner, block),
+        Err(Unkept::Full) => count_untracked(owner, block),
     }
 }
 
@@ -132,7 +132,8 @@ pub fn totals_of(owner: u64, block: &LiveBlock) -> Option<*mut Totals> {
     }
     if OVERFLOWS.get_ptr(key).is_none() {
         // Another thread may have been faster, which is as good.
-        let _ = OVERFLOWS.insert(key, Totals { sent: 1, ..Totals::default() }, NO_EXIST);
+        let nothing: &Totals = &NOTHING_OVERFLOWED;
+        let _ = OVERFLOWS.insert(key, nothing, NO_EXIST);
     }
     OVERFLOWS.get_ptr_mut(key)
 }

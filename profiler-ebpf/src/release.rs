@@ -6,17 +6,9 @@ use aya_ebpf::{
     macros::uprobe,
     programs::ProbeContext,
 };
-use profiler_common::{
-    counters::Counter,
-    heap::{LiveBlock, LiveKey},
-};
+use profiler_common::counters::Counter;
 
-use crate::{
-    counters::count,
-    entry, inflight,
-    maps::{self, LIVE},
-    record,
-};
+use crate::{counters::count, entry, inflight, live, maps, record};
 
 /// Entry of free and cfree.
 #[uprobe]
@@ -39,7 +31,7 @@ pub fn free(ctx: &ProbeContext) -> bool {
         return false;
     }
     let owner = target.owner(tgid);
-    match take(owner, regs.rdi) {
+    match live::take(owner, regs.rdi) {
         Some(block) => {
             record::freed(owner, &block);
             return true;
@@ -68,17 +60,4 @@ pub fn loss_enter(ctx: ProbeContext) -> u32 {
         count(tgid, Counter::UnsizedAllocations, 1);
     }
     0
-}
-
-/// Takes an owner's block out of the live ones: of two threads that try, one succeeds. There is none at null.
-#[inline(always)]
-pub fn take(owner: u64, address: u64) -> Option<LiveBlock> {
-    if address == 0 {
-        return None;
-    }
-    let key = LiveKey { address, owner };
-    // SAFETY: copied before it is removed, after which the kernel may use its memory again.
-    let block = unsafe { *LIVE.get_ptr(key)? };
-    LIVE.remove(key).ok()?;
-    Some(block)
 }

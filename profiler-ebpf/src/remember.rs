@@ -1,6 +1,6 @@
 //! Walks that are not made again: see [`profiler_common::unwind::remembered`] for why they need not be.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::pt_regs,
@@ -110,8 +110,7 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
     let regs = stack.regs;
     let place = place(regs);
     // SAFETY: only this thread's programs write this, one after the other.
-    let (length, window, remembered) =
-        unsafe { ((*walks).length, &(*walks).window, (*walks).walks.get(place as usize)) };
+    let (length, remembered) = unsafe { ((*walks).length, (*walks).walks.get(place as usize)) };
     let Some(remembered) = remembered else { return 0 };
     let begin = regs.sp.wrapping_sub(8);
     if remembered.began_with(regs, knowledge) {
@@ -121,7 +120,7 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
             unsafe { (*walks).length = needed };
             read_window(walks, needed, begin)
         };
-        if is_read && remembered.finds_the_same_in(window) {
+        if is_read && finds_the_same(walks, place) != 0 {
             // Not at once as little as this one needs: where two take turns, the longer one is read at once as well.
             // SAFETY: as above.
             unsafe { (*walks).length -= ((*walks).length - needed) / 8 };
@@ -139,6 +138,19 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
     0
 }
 
+/// 1 where the walk at this place would find the same words as before. A function by itself, for each word that differs is a way out of it.
+#[cfg(not(feature = "kernel-walk"))]
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn finds_the_same(walks: *const Walks, place: u32) -> u64 {
+    if walks.is_null() {
+        return 0;
+    }
+    // SAFETY: `recall` passes what it has; only this thread's programs write it, one after the other.
+    let (window, remembered) = unsafe { (&(*walks).window, (*walks).walks.get(place as usize)) };
+    u64::from(remembered.is_some_and(|remembered| remembered.finds_the_same_in(window)))
+}
+
 /// A walk that is under way, and where it notes what it reads.
 #[cfg(not(feature = "kernel-walk"))]
 #[repr(C)]
@@ -152,18 +164,30 @@ struct NotedWalk {
 unsafe extern "C" fn walk_frame(_index: u64, noted: *mut c_void) -> i64 {
     // SAFETY: `recall` passes a `NotedWalk` of its own.
     let noted = unsafe { &mut *noted.cast::<NotedWalk>() };
-    // SAFETY: the words outlive it.
-    let words = unsafe { &*noted.words };
-    let memory = Noting { memory: UserMemory, begin: noted.begin, words };
-    i64::from(!noted.walk.advance(&memory))
+    unwind::has_ended(advance_noting(&raw mut noted.walk, noted.words, noted.begin))
+}
+
+/// [`Walk::advance`] that notes what it reads. A function by itself: the verifier need look at it once, and not for each frame.
+#[cfg(not(feature = "kernel-walk"))]
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn advance_noting(walk: *mut Walk, words: *const Words, begin: u64) -> u64 {
+    // SAFETY: `walk_frame` passes what it has.
+    let (Some(walk), Some(words)) = (unsafe { walk.as_mut() }, unsafe { words.as_ref() }) else {
+        return 0;
+    };
+    u64::from(walk.advance(&Noting { memory: UserMemory, begin, words }))
 }
 
 /// Takes note that the stack that was walked is known to user space under a key.
 #[inline(always)]
 pub fn announced(walks: ThreadWalks, walked: &Walked, key: TotalsKey) {
+    let place = walked.place() as usize;
+    // A place that is none, once more in a way that the verifier of Linux 6.1 sees.
     if let Some(walks) = walks
+        && place < REMEMBERED
         // SAFETY: only this thread's programs write this, one after the other.
-        && let Some(remembered) = unsafe { (*walks).walks.get(walked.place() as usize) }
+        && let Some(remembered) = unsafe { (*walks).walks.get(black_box(place) % REMEMBERED) }
     {
         remembered.announce(key.without_stack());
     }

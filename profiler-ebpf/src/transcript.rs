@@ -10,7 +10,7 @@ use profiler_common::{
 
 use crate::{
     memory::UserMemory,
-    unwind::{Stack, Walk},
+    unwind::{self, Stack, Walk},
 };
 
 /// What a walk has come to that wrote its frames down.
@@ -104,10 +104,10 @@ unsafe extern "C" fn transcribe_frame<const FRAMES: usize>(index: u64, transcrip
     let frame = transcript.walk.frame;
     // SAFETY: `pcs` has FRAMES words.
     unsafe { transcript.pcs.add(index as usize).write(frame.pc) };
-    let goes_on = transcript.walk.advance(&UserMemory);
+    let goes_on = unwind::advance(&raw mut transcript.walk);
     if index + 1 >= transcript.limit {
         // What is sent is the last frame that was written, whatever lies above it.
         transcript.walk.frame = frame;
     }
-    i64::from(!goes_on)
+    unwind::has_ended(goes_on)
 }

@@ -3,7 +3,7 @@
 //! What loops over frames is a global function in the verifier's sense: one that it looks at once, whatever its callers
 //! know. Otherwise it would go through every way out of one loop into the next, and give up.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_loop};
 use profiler_common::{
@@ -248,8 +248,23 @@ extern "C" fn walk_stack(stack: *mut Stack, walked: *mut Walked) -> u64 {
 #[cfg(not(feature = "kernel-walk"))]
 unsafe extern "C" fn walk_frame(_index: u64, walk: *mut c_void) -> i64 {
     // SAFETY: `walk_stack` passes a `Walk` of its own.
-    let walk = unsafe { &mut *walk.cast::<Walk>() };
-    i64::from(!walk.advance(&UserMemory))
+    has_ended(advance(unsafe { &mut *walk.cast() }))
+}
+
+/// What a callback comes away with: 1 where a walk has ended. Nothing else may be given, and what a function gives is unknown to the
+/// verifier.
+#[inline(always)]
+pub fn has_ended(goes_on: u64) -> i64 {
+    (black_box(goes_on) & 1 ^ 1) as i64
+}
+
+/// [`Walk::advance`] for all who walk and look at nothing else: the verifier need look at it once. 0 at the end.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn advance(walk: *mut Walk) -> u64 {
+    // SAFETY: callers pass a walk of their own.
+    let Some(walk) = (unsafe { walk.as_mut() }) else { return 0 };
+    u64::from(walk.advance(&UserMemory))
 }
 
 /// A question about nesting, with what it takes to find rows.
@@ -309,12 +324,19 @@ extern "C" fn leads_to(stack: *const Stack, outer_sp: u64) -> u64 {
 }
 
 unsafe extern "C" fn nesting_frame(_index: u64, walk: *mut c_void) -> i64 {
-    // SAFETY: `is_inside` passes a `NestingWalk` of its own.
-    let walk = unsafe { &mut *walk.cast::<NestingWalk>() };
+    // SAFETY: `leads_to` passes a `NestingWalk` of its own.
+    has_ended(advance_nesting(unsafe { &mut *walk.cast() }))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn advance_nesting(walk: *mut NestingWalk) -> u64 {
+    // SAFETY: `nesting_frame` passes on what it is passed.
+    let Some(walk) = (unsafe { walk.as_mut() }) else { return 0 };
     if is_hijacked(walk.nesting.pc(), walk.trampoline) {
         // A call between the two is under way, which was found to be part of the outer one when it began.
         walk.nesting.arrive();
-        return 1;
+        return 0;
     }
     let mut row = row(walk.tgid, walk.epoch, walk.nesting.pc());
     if row == Row::stop(WalkEnd::MissingRow) {
@@ -322,5 +344,5 @@ unsafe extern "C" fn nesting_frame(_index: u64, walk: *mut c_void) -> i64 {
         // The best guess: where it is wrong, it seldom leads anywhere, and that is no answer.
         row = Row::FRAME_POINTER;
     }
-    i64::from(!walk.nesting.advance(row, &UserMemory))
+    u64::from(walk.nesting.advance(row, &UserMemory))
 }

@@ -87,6 +87,13 @@ impl Capacities {
     }
 }
 
+impl Capacities {
+    /// Live blocks that have a place of their own: a power of two, and no less than two.
+    pub(super) fn fresh_blocks(&self) -> u32 {
+        (self.live_blocks / limits::LIVE_PER_FRESH).clamp(2, limits::MAX_FRESH).next_power_of_two()
+    }
+}
+
 impl Default for Capacities {
     /// Those for a small process on a large machine.
     fn default() -> Self {
@@ -104,8 +111,9 @@ const QUIET_RING_BYTES: u64 = 8 << 20;
 /// fixed (rows with their cache, threads with the walks that are remembered of them, thresholds).
 const FIXED_BYTES: u64 = 96 << 20;
 
-/// What a live block takes: an entry's slot of 96, and its part of a bucket array, which has a power of two of buckets of 16.
-const LIVE_BYTES: u64 = 96 + 2 * 16;
+/// What a live block takes: an entry's slot of 96, and its part of a bucket array, which has a power of two of buckets of 16, and of
+/// places of 40, of which there is a power of two as well.
+const LIVE_BYTES: u64 = 96 + 2 * 16 + 2 * 40 / limits::LIVE_PER_FRESH as u64 + 1;
 
 /// What a pair of a stack and a size class takes: a slot of 128 and its part of a bucket array; the stack with its
 /// place in two indexes, 16 for each of some 32 frames and 160; and about as much again while a profile is
@@ -140,9 +148,16 @@ mod tests {
     fn beside_a_small_process_that_sleeps_all_of_it_takes_50_mebibytes() {
         let kept = Capacities::within(2 << 30, Subject { rss_bytes: 10 << 20, is_asleep: true });
         // heaptap itself has 15, and the maps of a fixed size have 10.
-        let empty_bytes =
-            u64::from(kept.ring_bytes) + 16 * (u64::from(kept.live_blocks) + u64::from(kept.totals));
+        let empty_bytes = 40 * u64::from(kept.fresh_blocks())
+            + u64::from(kept.ring_bytes)
+            + 16 * (u64::from(kept.live_blocks) + u64::from(kept.totals));
         assert!(empty_bytes + (25 << 20) <= 54 << 20, "{kept:?}");
+    }
+
+    #[test]
+    fn one_block_in_thirty_two_has_a_place_of_its_own_and_any_recording_has_places() {
+        let of = |live_blocks| Capacities { live_blocks, ..Capacities::default() }.fresh_blocks();
+        assert_eq!([1, 1000, 1 << 20, 1 << 21, u32::MAX].map(of), [2, 32, 1 << 15, 1 << 16, 1 << 20]);
     }
 
     #[test]
@@ -161,6 +176,7 @@ mod tests {
             let buckets = |entries: u32| 16 * u64::from(entries.next_power_of_two());
             let in_kernel = u64::from(kept.live_blocks) * 96
                 + buckets(kept.live_blocks)
+                + 40 * u64::from(kept.fresh_blocks())
                 + u64::from(kept.totals) * 128
                 + buckets(kept.totals)
                 + u64::from(kept.ring_bytes);

@@ -133,7 +133,10 @@ pub(super) fn load_object(
             true,
         );
     }
+    let places = capacities.fresh_blocks();
     loader
+        .map_max_entries("FRESH", places)
+        .override_global("FRESH_SHIFT", &(u64::BITS - places.ilog2()), true)
         .map_max_entries("LIVE", capacities.live_blocks)
         .map_max_entries("TOTALS", capacities.totals)
         .map_max_entries("EVENTS", capacities.ring_bytes)
