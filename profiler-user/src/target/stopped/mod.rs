@@ -30,7 +30,7 @@ use std::{
     ops::Range,
     sync::mpsc::{self, Receiver, Sender},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use error::{StopError, Unfit};
@@ -162,8 +162,6 @@ fn trace(
     tell: &Sender<Result<(), StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
-    urgent::be_first();
-    let began = Instant::now();
     let (mut threads, outcome) = Threads::stop(pid, limit);
     let is_stopped = outcome.is_ok();
     if !is_stopped {
@@ -175,5 +173,5 @@ fn trace(
         }
     }
     threads.release();
-    began.elapsed()
+    threads.began.elapsed()
 }
