@@ -2,7 +2,8 @@
  * Threads that wait in system calls of each kind, that count, or that start and end all the time.
  *
  * `block` starts the former and is done when each is about to wait; `waiting` prints how many the kernel shows to wait, `end`
- * wakes them and prints what each call returned. `count N` starts N threads, `counted` is done when each has counted on.
+ * wakes them and prints what each call returned. `count N` starts N threads, `counted` is done when each has counted on;
+ * `rest N` starts N threads that wait.
  * `churn` starts threads that start threads. `signals` prints how many signals have come. `copies` has a thread go round in a
  * loop and prints where that is; a copy of it is on the next page. `handle` and `handle aside` have that thread handle a signal
  * until `leave`. `deep` waits for a byte with much on its stack. `filter` has all system calls filtered. `vfork` has a thread wait for a child where nothing
@@ -173,6 +174,21 @@ static void count(const char *argument)
         if (pthread_create(&thread, NULL, count_on, &counters[counting].value))
             fatal("no thread");
     counted("");
+}
+
+static void *rest_for_ever(void *argument)
+{
+    for (;;)
+        syscall(SYS_futex, &futex_word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+    return argument;
+}
+
+static void rest(const char *argument)
+{
+    pthread_t thread;
+    for (int wanted = atoi(argument); wanted > 0; wanted--)
+        if (pthread_create(&thread, NULL, rest_for_ever, NULL))
+            fatal("no thread");
 }
 
 static volatile unsigned long spun, spin_ends;
@@ -350,7 +366,7 @@ int main(void)
         { "block", block },     { "waiting", waiting }, { "end", end },         { "count", count },
         { "counted", counted }, { "churn", churn },     { "churned", churned }, { "signals", signals },
         { "copies", copies },       { "filter", filter },   { "vfork", start_child }, { "join", join },
-        { "spin", spin },       { "handle", handle },   { "leave", leave },     { "deep", deep },
+        { "spin", spin },       { "handle", handle },   { "leave", leave },     { "deep", deep },       { "rest", rest },
         { NULL, NULL },
     };
     struct sigaction action = { .sa_handler = take };

@@ -31,7 +31,7 @@ use std::{
     ops::Range,
     sync::mpsc::{self, Receiver, Sender},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use error::{StopError, Unfit};
@@ -168,8 +168,6 @@ fn trace(
     tell: &Sender<Result<(), StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
-    urgent::be_first();
-    let began = Instant::now();
     let (mut threads, outcome) = Threads::stop(pid, limit);
     let is_stopped = outcome.is_ok();
     if !is_stopped {
@@ -181,5 +179,5 @@ fn trace(
         }
     }
     threads.release();
-    began.elapsed()
+    threads.began.elapsed()
 }

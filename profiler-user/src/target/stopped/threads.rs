@@ -17,6 +17,7 @@ use super::{
     places::Places,
     repeat,
     request::{self, Event},
+    urgent,
 };
 
 /// How often it is looked before there is a pause between the looks, which would be longer than most stops take.
@@ -54,6 +55,8 @@ pub(super) struct Threads {
     /// Whether the process's end is for another part of this process to learn of, which started it.
     is_child: bool,
     limit: Duration,
+    /// When the first was about to be stopped.
+    pub(super) began: Instant,
     /// Where there are instructions to make a system call by; as they were found.
     pub(super) places: Option<Places>,
     /// The mappings, once they were asked for; stacks stay what they are while their threads are stopped.
@@ -64,7 +67,8 @@ impl Threads {
     /// Stops all.
     pub(super) fn stop(pid: u32, limit: Duration) -> (Self, Result<(), StopError>) {
         let states = BTreeMap::new();
-        let mut threads = Self { pid, states, is_child: false, limit, places: None, mappings: None };
+        let (places, mappings, began) = (None, None, Instant::now());
+        let mut threads = Self { pid, states, is_child: false, limit, began, places, mappings };
         let outcome = threads.stop_all();
         (threads, outcome)
     }
@@ -73,7 +77,9 @@ impl Threads {
         let leader = self.admit()?;
         // It takes longer than the stop may; what is not there may not be needed.
         let _ = self.find_places(leader);
-        let deadline = Instant::now() + self.limit;
+        urgent::be_first();
+        self.began = Instant::now();
+        let deadline = self.began + self.limit;
         loop {
             let listed = self.listed()?;
             let mut is_new = false;
