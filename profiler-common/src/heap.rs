@@ -238,6 +238,9 @@ const _: () = assert!(size_of::<Totals>() == 40, "no padding");
 unsafe impl aya::Pod for LiveKey {}
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
+unsafe impl aya::Pod for FreshBlock {}
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.
 unsafe impl aya::Pod for RowKey {}
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), any bit pattern is valid.

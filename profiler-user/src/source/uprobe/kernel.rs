@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError,
-    maps::{HashMap, MapData, MapError, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, RingBuf},
     programs::{
         ProbeKind, Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun, TracePoint, UProbe,
     },
@@ -17,7 +17,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use profiler_common::{
     counters::Counters,
-    heap::{LiveBlock, LiveKey, Totals, TotalsKey},
+    heap::{FreshBlock, LiveBlock, LiveKey, Totals, TotalsKey},
 };
 
 use super::{
@@ -101,6 +101,7 @@ pub(super) struct Kernel {
     pub(super) totals: Table<TotalsKey, Totals>,
     pub(super) overflows: Table<TotalsKey, Totals>,
     pub(super) live: Table<LiveKey, LiveBlock>,
+    pub(super) fresh: Array<MapData, FreshBlock>,
     pub(super) sampling: Sampling,
 }
 
@@ -148,6 +149,7 @@ impl Kernel {
         let (trampolines, generation) = (map(&mut ebpf, "TRAMPOLINES")?, map(&mut ebpf, "GENERATION")?);
         let (counters, totals) = (map(&mut ebpf, "COUNTERS")?, map(&mut ebpf, "TOTALS")?);
         let (overflows, live) = (map(&mut ebpf, "OVERFLOWS")?, map(&mut ebpf, "LIVE")?);
+        let fresh = map(&mut ebpf, "FRESH")?;
         let sampling = Sampling::new(map(&mut ebpf, "RATE")?, map(&mut ebpf, "THRESHOLDS")?);
         // To be run while others are being attached, which takes long.
         let mut handle = |name: &'static str| {
@@ -169,6 +171,7 @@ impl Kernel {
             totals,
             overflows,
             live,
+            fresh,
             sampling,
         };
         Ok((kernel, targets, teaching, rings))

@@ -68,14 +68,16 @@ impl Recording {
 
 /// The addresses of a process's blocks that are in the sample.
 fn live_blocks(kernel: &Kernel, pid: u32) -> Vec<u64> {
+    let own = |owner: u64| owner as u32 == pid;
+    let fresh = kernel.fresh.iter().filter_map(Result::ok).filter(|block| own(block.owner));
+    let mut addresses: Vec<u64> = fresh.map(|block| block.address).collect();
     match kernel.live.read() {
         Ok(blocks) => {
-            let own = blocks.iter().filter(|(key, _)| key.owner as u32 == pid);
-            own.map(|(key, _)| key.address).collect()
+            addresses.extend(blocks.iter().filter(|(key, _)| own(key.owner)).map(|(key, _)| key.address));
         }
         Err(error) => {
             tracing::warn!(%error, "blocks for which the gate had no room are taken to be in use for longer");
-            Vec::new()
         }
     }
+    addresses
 }
