@@ -21,6 +21,8 @@ pub(super) struct Machine {
     pub(super) package: &'static str,
     /// The processor, as qemu names it.
     pub(super) cpu: &'static str,
+    /// The test binaries that are run there, where they are not all.
+    pub(super) only: &'static [&'static str],
     /// Whether heaptap runs there; where it does not, `heaptap doctor` has to say so and no test runs.
     pub(super) is_supported: bool,
 }
@@ -43,6 +45,11 @@ impl Drop for Emulator {
 }
 
 impl Machine {
+    /// Whether a test binary is run there.
+    pub(super) fn runs(&self, suite: &str) -> bool {
+        self.only.is_empty() || self.only.contains(&suite)
+    }
+
     /// Boots a kernel, shows the console, and gives what it said.
     pub(super) fn boot(
         &self,

@@ -359,6 +359,9 @@ impl Recording {
         }
         let mut counters = kernel.counters.get(&pid, 0).map_err(map_refused("COUNTERS"))?;
         counters.add_all(&guessed);
+        if let Some(gates) = &*lock(&self.gates) {
+            gates.count(&mut counters);
+        }
         let losses = REGISTRY.iter().filter(|description| description.severity == Severity::Loss);
         vitals.losses = losses.map(|description| counters.get(description.counter)).sum();
         vitals.counters = counters;
