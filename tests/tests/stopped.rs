@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use heaptap_tests::compile;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::process::{Lines, PATIENCE, Process, states, until_states};
-use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped};
+use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped, Unfit};
 use rustix::process::Signal;
 
 /// Generous, for machines are shared; how long it takes is printed.
@@ -362,11 +362,22 @@ fn what_cannot_be_stopped_is_refused_with_its_reason() {
 
 /// A filter's answer to a call that it does not know may be to kill.
 #[test]
-fn a_process_with_filtered_calls_is_refused() {
+fn a_process_with_filtered_calls_is_changed_but_makes_none_for_us() {
     let mut guest = Guest::start("blocked");
+    guest.send("spin");
+    let line = guest.line("word");
+    let word = line.strip_prefix("word ").and_then(|word| word.parse().ok()).expect("an address");
+    let stopped = stop(&guest);
+    stopped.write(word, &1_u64.to_ne_bytes()).expect("the word can be written");
+    stopped.release();
+    guest.line("done");
     guest.command("filter");
-    let refused = Stopped::all(guest.pid(), LIMIT).expect_err("its calls are filtered");
-    assert!(matches!(refused, StopError::Filtered { mode: 2, .. }), "{refused:?}");
+    let stopped = stop(&guest);
+    let refused = stopped.syscall(SYS_GETPID, NOTHING).expect_err("its calls are filtered");
+    assert!(matches!(refused, StopError::NoThread { source: Unfit::Filtered, .. }), "{refused:?}");
+    let held = stopped.read(word, 8).expect("the word can be read");
+    stopped.write(word, &held).expect("the word can be written");
+    stopped.release();
     guest.exit();
 }
 

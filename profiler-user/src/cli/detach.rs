@@ -26,11 +26,10 @@ pub(super) fn run(args: &DetachArgs, out: &mut dyn Write) -> Result<(), CliError
         if departure.left_alone > 0 {
             said += &format!("; {} had been put back already, or changed by others", departure.left_alone);
         }
-        said += if departure.stays {
-            "; its memory stays, for a thread is in it: run this again later"
-        } else {
-            "; its memory is gone"
-        };
+        match departure.stays {
+            Some(stay) => said += &format!("; its memory stays, and nothing leads there any more: {stay}"),
+            None => said += "; its memory is gone",
+        }
         writeln!(out, "{said}").map_err(CliError::Stdout)?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     output::{file::OutputFile, unit::ValueFormat},
-    profile::{heap::losses, write::encode_gzip},
+    profile::{gate, heap::losses, write::encode_gzip},
     source::{
         RawHeap,
         uprobe::{Forked, Notice},
@@ -235,6 +235,9 @@ fn write(session: &Session, place: &Place) -> Result<(), CliError> {
     }
     if !place.is_quiet {
         say(&summary(&heap, &path));
+        for line in heap.gate.iter().flat_map(|gate| gate::closing_lines(gate, &heap.counters)) {
+            say(&format!("process {}: {}", heap.pid, line.trim_start()));
+        }
     }
     session.discard()
 }

@@ -119,6 +119,13 @@ impl Session {
 
     /// Says what is gated and what is not, where that was asked for.
     pub(super) fn say_how_gated(&self) {
+        let removed = self.recording.removed_gates();
+        if removed > 0 {
+            say(&format!(
+                "{} that an earlier heaptap had left taken out first",
+                profile::gate::gates(removed)
+            ));
+        }
         for line in self.recording.gating().iter().flat_map(profile::gate::lines) {
             say(&line);
         }

@@ -1,6 +1,7 @@
 //! The code of gates: from functions and addresses to bytes.
 //!
-//! A gate is entered by a jump from its function, with everything as the caller left it, and uses only registers that a function
+//! A gate is entered by a jump from its function, behind its first instruction, and makes that undone, so that everything is as the
+//! caller left it. It uses only registers that a function
 //! may destroy and that hold none of its arguments: rax, r10 and r11 (System V x86-64 psABI, section 3.2.1). Nothing is kept in
 //! memory that another thread, or a handler of signals, could find half done.
 
@@ -25,13 +26,16 @@ mod model;
 mod tests;
 
 use iced_x86::{
-    BlockEncoderOptions, IcedError,
-    code_asm::{AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, r8, r9, rcx, rdi, rdx, rsi},
+    BlockEncoderOptions, Code, IcedError, Instruction,
+    code_asm::{
+        AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, qword_ptr, r8, r9, rcx, rdi, rdx, rsi,
+        rsp,
+    },
 };
 use profiler_common::call::{Convention, Outcome, Shape};
 
 use super::layout::Layout;
-use crate::target::cover::Cover;
+use crate::target::{cover::Cover, kept::Undo};
 
 /// Why no code was made.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +99,7 @@ pub enum Throws {
 pub struct Function {
     /// How it takes its arguments.
     pub shape: Shape,
-    /// Where in the process what is covered of it begins.
+    /// Where in the process what is covered of it begins, behind the instruction that stays.
     pub address: u64,
     /// What the jump covers.
     pub cover: Cover,
@@ -221,15 +225,28 @@ impl<'setting> Writer<'setting> {
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
         set(&mut self.asm, &mut self.entries, place)?;
+        self.undo(function.cover.undo)?;
         match function.shape.convention() {
             Some(convention) => self.allocate(place, function, convention),
             None => self.release(place, function),
         }
     }
 
-    /// What the jump covers, and the way back behind it.
+    /// Undoes what the function has done before the jump.
+    fn undo(&mut self, undo: Undo) -> Result<(), IcedError> {
+        match undo {
+            Undo::Nothing => Ok(()),
+            Undo::Pop(register) => self.asm.add_instruction(Instruction::with1(Code::Pop_r64, register)?),
+            Undo::Raise(bytes) => self.asm.lea(rsp, qword_ptr(rsp + bytes)),
+        }
+    }
+
+    /// What the function does before the jump, what the jump covers, and the way back behind it.
     fn moved(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
         set(&mut self.asm, &mut self.moved, place)?;
+        if let Some(kept) = function.cover.kept_before(function.address) {
+            self.asm.add_instruction(kept)?;
+        }
         for instruction in function.cover.instructions_at(function.address) {
             if instruction.ip() != function.address {
                 let mut label = self.asm.create_label();

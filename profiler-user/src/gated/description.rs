@@ -17,6 +17,9 @@ use crate::{
 /// What the file begins with.
 const MAGIC: &[u8; 16] = b"heaptap gate 1\n\0";
 
+/// `int3`
+const BREAKPOINT: u8 = 0xcc;
+
 /// A description is no longer than this.
 const LIMIT_BYTES: u64 = 1 << 18;
 
@@ -57,6 +60,30 @@ impl Jump {
         let distance = i32::try_from(target.wrapping_sub(behind).cast_signed()).ok()?;
         let [a, b, c, d] = distance.to_le_bytes();
         Some(Self { address, original, jump: [0xe9, a, b, c, d] })
+    }
+
+    /// From which of its bytes on it is to be taken out, where these are in its place; `None` where it is not there any more.
+    ///
+    /// The file may have a jump in the same place. Then another tool's breakpoint may be on that, which stays: the kernel goes on by
+    /// what the file has, and puts its first byte back, which is this one's as well.
+    pub fn is_there(&self, is: &[u8]) -> Option<usize> {
+        let ([first, rest @ ..], [file, ..], [there, behind @ ..]) = (self.jump, self.original, is) else {
+            return None;
+        };
+        if rest != *behind {
+            return None;
+        }
+        match *there {
+            there if there == first => Some(0),
+            BREAKPOINT if file == first => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether these bytes are what it has taken the place of, with another tool's breakpoint on them or not.
+    pub fn is_out(&self, is: &[u8]) -> bool {
+        let ([first, rest @ ..], [there, behind @ ..]) = (self.original, is) else { return false };
+        rest == *behind && (*there == first || *there == BREAKPOINT)
     }
 
     /// Where it leads.
@@ -150,6 +177,23 @@ mod tests {
         assert_eq!(Jump::to(0, [0; JUMP_BYTES], 1 << 31).map(|jump| jump.target()), Some(1 << 31));
         assert_eq!(Jump::to(0, [0; JUMP_BYTES], (1 << 31) + 5), None);
         assert_eq!(Jump::to(u64::MAX, [0; JUMP_BYTES], 0), None);
+    }
+
+    #[test]
+    fn a_breakpoint_on_a_jump_that_was_one_before_stays() {
+        let jump = Jump::to(0x5000, [0xe9, 1, 2, 3, 4], 0x4000).unwrap();
+        let [_, rest @ ..] = jump.jump;
+        assert_eq!(jump.is_there(&jump.jump), Some(0));
+        assert_eq!(jump.is_there(&[&[0xcc], rest.as_slice()].concat()), Some(1));
+        assert_eq!(jump.is_there(&jump.original), None);
+        assert_eq!(jump.is_there(&jump.jump[..4]), None);
+        assert!(jump.is_out(&[0xcc, 1, 2, 3, 4]) && jump.is_out(&jump.original) && !jump.is_out(&jump.jump));
+        let other = Jump { original: [0x55, 1, 2, 3, 4], ..jump };
+        assert_eq!(
+            other.is_there(&[&[0xcc], rest.as_slice()].concat()),
+            None,
+            "the kernel would put back a push"
+        );
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gate, GateError, Jump, Prepared, stop};
+use super::{
+    Description, Gate, GateError, Jump, Prepared, memory::is_mapped, prepared::LookedAt, sharing, stop,
+};
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 
 /// How often it is tried where a thread would return into what is to be covered, and the pause before it is tried again.
@@ -48,12 +50,19 @@ impl Prepared {
 
     /// Writes the jumps; false where some thread would return into what they cover.
     fn jump(&self, stopped: &Stopped) -> Result<bool, GateError> {
+        let (pid, Description { code, data, .. }) = (self.pid, &self.description);
+        // Another program may have the same code at the same addresses.
+        if ![code, data].into_iter().all(|range| is_mapped(pid, range, &self.file)) {
+            return Err(GateError::Replaced { pid });
+        }
+        if let Some(other) = sharing::first_of(pid) {
+            return Err(GateError::Shared { pid, other });
+        }
         let jumps = &self.description.jumps;
-        for (jump, (function, covered)) in jumps.iter().zip(&self.covered) {
-            let is = stopped.read(jump.address, covered.len())?;
-            if is != *covered {
-                let (pid, function) = (self.pid, function.clone());
-                return Err(GateError::Changed { pid, function, address: jump.address, is });
+        for LookedAt { function, address, bytes } in &self.looked_at {
+            let is = stopped.read(*address, bytes.len())?;
+            if is != *bytes {
+                return Err(GateError::Changed { pid, function: function.clone(), address: *address, is });
             }
         }
         // A thread that stands there goes on in the copy, jump or no jump.
@@ -79,10 +88,11 @@ impl Prepared {
 pub(super) fn take_out(stopped: &Stopped, jumps: &[Jump]) -> Result<usize, GateError> {
     let mut taken = 0;
     for jump in jumps {
-        if stopped.read(jump.address, JUMP_BYTES).is_ok_and(|is| is == jump.jump) {
-            stopped.write_code(jump.address, &jump.original)?;
-            taken += 1;
-        }
+        let Ok(is) = stopped.read(jump.address, JUMP_BYTES) else { continue };
+        let Some(from) = jump.is_there(&is) else { continue };
+        let rest = jump.original.get(from..).unwrap_or_default();
+        stopped.write_code(jump.address + from as u64, rest)?;
+        taken += 1;
     }
     Ok(taken)
 }

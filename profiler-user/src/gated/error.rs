@@ -78,6 +78,20 @@ pub enum GateError {
     /// What was to be done when the gate took another one's place could not be.
     #[error("the gate cannot take the place of another")]
     Turn(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The process runs another program by now.
+    #[error("process {pid} has replaced its program meanwhile")]
+    Replaced {
+        /// The process.
+        pid: u32,
+    },
+    /// Another process has the same memory, and is not stopped with it.
+    #[error("process {other} has the memory of process {pid} in common with it (clone or vfork)")]
+    Shared {
+        /// The process.
+        pid: u32,
+        /// The other one.
+        other: u32,
+    },
     /// Another heaptap counts by a gate in the process.
     #[error("process {pid} is gated by another heaptap, which runs")]
     Taken {

@@ -1,14 +1,17 @@
 //! Taking a gate out: first the jumps into it, then its memory, once nobody is in there any more.
 
-use std::{fs::File, thread, time::Duration};
+use std::{fmt, fs::File, thread, time::Duration};
 
 use super::{
-    Description, Gate, GateError,
+    Description, Gate, GateError, Jump,
     entering::take_out,
     memory::{is_mapped, unmap},
-    stop,
+    sharing, stop,
 };
-use crate::target::stopped::{StopError, Stopped};
+use crate::target::{
+    cover::JUMP_BYTES,
+    stopped::{StopError, Stopped},
+};
 
 /// How often it is looked whether all threads have left the gate, and the pause before the next look, which doubles.
 const LOOKS: u32 = 9;
@@ -23,8 +26,32 @@ pub struct Departure {
     pub taken_out: usize,
     /// How many were not: somebody else has changed them since, or their library has gone.
     pub left_alone: usize,
-    /// Whether its memory is there still, because a thread is in it.
-    pub stays: bool,
+    /// Why its memory is there still; `None` where it is gone.
+    pub stays: Option<Stay>,
+}
+
+/// Why a gate's memory stays where nothing leads to it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    /// A call in its sample has not come back: a thread is in it, or never will be again.
+    Inside,
+    /// Somebody has changed a function meanwhile, and may lead there.
+    Changed,
+    /// No thread of the process can make the system call that takes it away.
+    NoCall,
+    /// Another process has the same memory.
+    Shared,
+}
+
+impl fmt::Display for Stay {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Inside => "a call in its sample has not come back yet, or never will",
+            Self::Changed => "a function was changed by somebody else, and may lead there",
+            Self::NoCall => "none of its threads can make a system call for heaptap, as where calls are filtered (seccomp)",
+            Self::Shared => "another process has the same memory",
+        })
+    }
 }
 
 impl Gate {
@@ -38,6 +65,7 @@ impl Gate {
 pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<Departure, GateError> {
     let mut departure = Departure::default();
     let mut pause = FIRST_PAUSE;
+    let mut is_taken_out = false;
     for look in 0..LOOKS {
         if look > 0 {
             thread::sleep(pause);
@@ -45,46 +73,51 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
         }
         let stopped = match stop(pid) {
             Ok(stopped) => stopped,
-            Err(StopError::Gone { .. }) => return Ok(Departure { stays: false, ..departure }),
+            Err(StopError::Gone { .. }) => return Ok(Departure { stays: None, ..departure }),
             Err(error) => return Err(error.into()),
         };
         if !is_mapped(pid, &description.code, file) {
-            return Ok(Departure { stays: false, ..departure });
+            return Ok(Departure { stays: None, ..departure });
         }
-        let taken_out = take_out(&stopped, &description.jumps)?;
-        if look == 0 {
-            departure.taken_out = taken_out;
-            departure.left_alone = description.jumps.len() - taken_out;
+        let other = sharing::first_of(pid);
+        if let Some(other) = other {
+            if !is_taken_out && look == LOOKS - 1 {
+                return Err(GateError::Shared { pid, other });
+            }
+            departure.stays = Some(Stay::Shared);
+            continue;
         }
-        departure.stays = !unmap_if_empty(&stopped, description)?;
+        if !is_taken_out {
+            departure.taken_out = take_out(&stopped, &description.jumps)?;
+            departure.left_alone = description.jumps.len() - departure.taken_out;
+            is_taken_out = true;
+        }
+        departure.stays = unmap_if_empty(&stopped, description)?;
         departure.stood = departure.stood.max(stopped.release());
-        if !departure.stays {
+        if !matches!(departure.stays, Some(Stay::Inside)) {
             break;
         }
     }
     Ok(departure)
 }
 
-/// Takes the gate's memory from the process; false where a thread is in there, or may come back to it.
-fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<bool, GateError> {
+/// Takes the gate's memory from the process, unless a thread is in there, or may come back to it.
+fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<Option<Stay>, GateError> {
     let Description { code, data, .. } = description;
     let inside = stopped.read(data.start + description.layout().inside(), 8)?;
-    let is_left = |address: u64| stopped.read(address, 5).is_ok();
     let words = stopped.find_words(std::slice::from_ref(code))?;
     // A call that will never return is counted as inside for ever; then nothing may lead back at all.
     let is_certain = words.found.is_empty() && words.unseen.is_empty();
     if words.has_interrupted() || (inside != [0; 8] && !is_certain) {
-        return Ok(false);
+        return Ok(Some(Stay::Inside));
     }
     // Functions that somebody else has changed may still lead here by way of what they have taken along.
-    for jump in &description.jumps {
-        if is_left(jump.address) && stopped.read(jump.address, 5)? != jump.original {
-            return Ok(false);
-        }
+    let is_changed = |jump: &Jump| stopped.read(jump.address, JUMP_BYTES).is_ok_and(|is| !jump.is_out(&is));
+    if description.jumps.iter().any(is_changed) {
+        return Ok(Some(Stay::Changed));
     }
     match unmap(stopped, code).and_then(|()| unmap(stopped, data)) {
-        // A filter that has come since.
-        Err(StopError::Filtered { .. } | StopError::NoThread { .. }) => Ok(false),
-        unmapped => Ok(unmapped.map(|()| true)?),
+        Err(StopError::NoThread { .. } | StopError::NoInstruction { .. }) => Ok(Some(Stay::NoCall)),
+        unmapped => Ok(unmapped.map(|()| None)?),
     }
 }

@@ -1,13 +1,14 @@
 //! A gate's memory in its process: a file that is nowhere but in memory, mapped twice.
 
-use std::{ffi::CStr, fs::File, io, ops::Range, os::unix::fs::MetadataExt};
-
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
+use std::{
+    ffi::CStr,
+    fs::File,
+    io,
+    ops::Range,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
 };
 
-use super::GateError;
+use super::{GateError, stop};
 use crate::target::{
     process::live_thread,
     stopped::{Argument, StopError, Stopped},
@@ -120,6 +121,20 @@ fn create(stopped: &Stopped) -> Result<u64, StopError> {
     }
 }
 
+/// Takes from the process what it has of a gate's file in these places; what else may be there by now, it keeps.
+pub(super) fn take_back(pid: u32, file: &File, ranges: &[Range<u64>]) -> Result<(), GateError> {
+    let stopped = match stop(pid) {
+        Ok(stopped) => stopped,
+        Err(StopError::Gone { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for range in ranges.iter().filter(|range| is_mapped(pid, range, file)) {
+        unmap(&stopped, range)?;
+    }
+    stopped.release();
+    Ok(())
+}
+
 /// Takes a range from the process.
 pub(super) fn unmap(stopped: &Stopped, range: &Range<u64>) -> Result<(), StopError> {
     stopped.syscall(number(libc::SYS_munmap), [range.start, range.end - range.start]).map(drop)
@@ -150,12 +165,26 @@ fn mapped_path(pid: u32, range: &Range<u64>) -> String {
     format!("/proc/{thread}/map_files/{:x}-{:x}", range.start, range.end)
 }
 
-/// Notes that somebody counts by it; the kernel forgets that when the file is closed.
+/// Notes that somebody counts by it in this process, for its children have the same file; the kernel forgets that when ours is closed.
+///
+/// What is locked is the byte of the process's number, whatever is there, by a lock of the open file itself (`F_OFD_SETLK`).
 pub(super) fn lock(file: &File, pid: u32) -> Result<(), GateError> {
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        Errno::WOULDBLOCK => GateError::Taken { pid },
-        error => GateError::file(pid, "locked")(error.into()),
-    })
+    let wanted = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: pid.into(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads the struct, which is what this command takes.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const wanted) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(GateError::Taken { pid }),
+        _ => Err(GateError::file(pid, "locked")(error)),
+    }
 }
 
 fn number(call: libc::c_long) -> u64 {

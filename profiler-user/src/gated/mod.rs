@@ -10,6 +10,8 @@ mod description;
 
 mod memory;
 
+mod sharing;
+
 mod prepared;
 
 mod entering;
@@ -25,7 +27,7 @@ mod feeding;
 pub use description::{Description, Jump};
 pub use error::GateError;
 pub use feeding::Feeder;
-pub use leaving::Departure;
+pub use leaving::{Departure, Stay};
 pub use left::{Left, find};
 pub use prepared::{Plan, Prepared};
 pub use succeeding::Known;
@@ -35,6 +37,7 @@ use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     gate::layout::Layout,
     target::{
+        cover::JUMP_BYTES,
         stopped::{StopError, Stopped},
         words::Words,
     },
@@ -92,6 +95,41 @@ impl Counts {
 }
 
 impl Gate {
+    /// The same gate in a child of its process, which has a copy of it; `None` where the child runs another program, or has ended.
+    ///
+    /// # Errors
+    ///
+    /// Another heaptap may count by it there.
+    pub fn of_child(&self, child: u32) -> Result<Option<Self>, GateError> {
+        let Ok(words) = Words::of(child) else { return Ok(None) };
+        let gate =
+            Self { pid: child, file: Arc::clone(&self.file), words, description: self.description.clone() };
+        if !gate.is_mapped() {
+            return Ok(None);
+        }
+        memory::lock(&self.file, child)?;
+        Ok(Some(gate))
+    }
+
+    /// Whether its process has it.
+    pub fn is_mapped(&self) -> bool {
+        memory::is_mapped(self.pid, &self.description.code, &self.file)
+    }
+
+    /// Whether calls go through it: not where its functions' library was unloaded.
+    pub fn is_led_to(&self) -> bool {
+        let mut is = [0; JUMP_BYTES];
+        let jumps = &self.description.jumps;
+        jumps
+            .iter()
+            .any(|jump| self.words.read(jump.address, &mut is).is_some() && jump.is_there(&is).is_some())
+    }
+
+    /// Its gaps, for who draws them anew.
+    pub fn feed(&self, interval_bytes: u64) -> feeding::Fed {
+        feeding::Fed::new(&self.file, self.pid, &self.description, interval_bytes)
+    }
+
     /// Its functions.
     pub fn functions(&self) -> usize {
         self.description.jumps.len()

@@ -13,7 +13,11 @@ use crate::{
         layout::{BUDGET_BYTES, BUDGETS, Layout, NEXT_GAP, PAGE_BYTES},
         room,
     },
-    target::{cover::JUMP_BYTES, mapping, words::Words},
+    target::{
+        cover::{Cover, JUMP_BYTES},
+        mapping,
+        words::Words,
+    },
 };
 
 /// What is to be gated, and how.
@@ -31,6 +35,25 @@ pub struct Plan {
     pub blocks: u64,
 }
 
+/// The beginning of a function, as its file has it: what stays, and what a jump is to cover.
+#[derive(Clone, Debug)]
+pub(super) struct LookedAt {
+    pub(super) function: String,
+    pub(super) address: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl LookedAt {
+    fn of((name, function): (&String, &Function)) -> Self {
+        let Cover { kept, bytes, .. } = &function.cover;
+        Self {
+            function: name.clone(),
+            address: function.address.saturating_sub(kept.len() as u64),
+            bytes: [kept.as_slice(), bytes].concat(),
+        }
+    }
+}
+
 /// A gate that nothing leads to yet. Dropping it leaves its memory in the process: see [`Prepared::withdraw`].
 #[derive(Debug)]
 pub struct Prepared {
@@ -39,8 +62,8 @@ pub struct Prepared {
     pub(super) words: Words,
     pub(super) description: Description,
     pub(super) gates: Gates,
-    /// What each function has where its jump goes, as many bytes as were looked at.
-    pub(super) covered: Vec<(String, Vec<u8>)>,
+    /// What each function begins with, as many bytes as were looked at, and where.
+    pub(super) looked_at: Vec<LookedAt>,
     /// How long the process stood still for it.
     pub stood: Duration,
 }
@@ -73,13 +96,12 @@ impl Prepared {
         let (gates, description) = match filled {
             Ok(filled) => filled,
             Err(error) => {
-                take_back(pid, &[code, data])?;
+                memory::take_back(pid, &file, &[code, data])?;
                 return Err(error);
             }
         };
-        let bytes = plan.functions.iter().map(|function| function.cover.bytes.clone());
-        let covered = plan.names.iter().cloned().zip(bytes).collect();
-        Ok(Self { pid, file: Arc::new(file), words, description, gates, covered, stood })
+        let looked_at = plan.names.iter().zip(&plan.functions).map(LookedAt::of).collect();
+        Ok(Self { pid, file: Arc::new(file), words, description, gates, looked_at, stood })
     }
 
     /// Where programs are to run, with offsets in the file at [`Prepared::path`].
@@ -111,7 +133,7 @@ impl Prepared {
     /// Takes its memory from the process again.
     pub fn withdraw(self) -> Result<(), GateError> {
         let Description { code, data, .. } = self.description;
-        take_back(self.pid, &[code, data])
+        memory::take_back(self.pid, &self.file, &[code, data])
     }
 }
 
@@ -183,15 +205,6 @@ fn budgets(interval_bytes: u64) -> io::Result<Vec<u8>> {
         budget
     });
     Ok(budgets.collect())
-}
-
-fn take_back(pid: u32, ranges: &[Range<u64>]) -> Result<(), GateError> {
-    let stopped = stop(pid)?;
-    for range in ranges {
-        memory::unmap(&stopped, range)?;
-    }
-    stopped.release();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -91,6 +91,7 @@ impl Prepared {
         for (written, (jump, former)) in self.pairs(old).enumerate() {
             let is = stopped.read(jump.address, JUMP_BYTES)?;
             if is != former.jump {
+                // Another tool's breakpoint may be there: it is left alone, with the gate that it was put on.
                 self.turn_back(old, written, stopped)?;
                 let (pid, function) = (self.pid, "a gated function".to_owned());
                 return Err(GateError::Changed { pid, function, address: jump.address, is });

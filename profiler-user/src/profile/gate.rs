@@ -22,9 +22,6 @@ pub fn comments(gate: Option<&Gating>) -> Vec<String> {
 /// The same for people who have just asked for it, when it begins.
 pub fn lines(gate: &Gating) -> Vec<String> {
     let mut lines = Vec::new();
-    if gate.removed > 0 {
-        lines.push(format!("{} that an earlier heaptap had left taken out first", gates(gate.removed)));
-    }
     if !gate.gated.is_empty() {
         let gated = gate.gated.iter().map(|(label, functions)| format!("{functions} functions of {label}"));
         lines.push(format!(
@@ -63,11 +60,11 @@ pub fn closing_lines(gate: &Gating, counters: &Counters) -> Vec<String> {
         "  the process stood still for {:.1} ms at most, to put it in or to take it out",
         gate.stood.as_secs_f64() * 1e3
     ));
-    if gate.stays > 0 {
-        lines.push(
-            "  its memory is still in the process, for a thread is in it; nothing leads there any more"
-                .to_owned(),
-        );
+    for stay in &gate.stays {
+        lines.push(format!("  its memory is still in the process, and nothing leads there any more: {stay}"));
+    }
+    for reason in &gate.remain {
+        lines.push(format!("  it is still in, which `heaptap detach` changes: {reason}"));
     }
     if gate.left_alone > 0 {
         lines.push(format!(
@@ -88,6 +85,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::gated::Stay;
 
     fn gating() -> Gating {
         Gating {
@@ -125,9 +123,13 @@ mod tests {
         let mut counters = Counters::default();
         counters.add(Counter::GateCalls, 7);
         counters.add(Counter::GateReturns, 5);
-        let closing = closing_lines(&Gating { stays: 1, ..gating() }, &counters);
+        let closing = closing_lines(
+            &Gating { stays: vec![Stay::Inside], remain: vec!["no".to_owned()], ..gating() },
+            &counters,
+        );
         assert!(closing[0].starts_with("gate: 7 calls let through to a probe, 5 came back, 2 did not"));
         assert!(closing[2].contains("still in the process"));
+        assert!(closing[3].contains("still in, which"));
         assert!(closing_lines(&Gating::default(), &counters).is_empty());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::gated::Stay;
+
 /// How a recording is gated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gating {
@@ -11,12 +13,12 @@ pub struct Gating {
     pub gated: Vec<(String, usize)>,
     /// Those that have none.
     pub refused: Vec<Refused>,
-    /// How many gates were taken out that somebody had left.
-    pub removed: usize,
     /// The longest time that the process stood still for it.
     pub stood: Duration,
-    /// How many gates' memory is there still, behind the end, because a thread is in there.
-    pub stays: usize,
+    /// Why the memory of some is there still, behind the end.
+    pub stays: Vec<Stay>,
+    /// Why some are in still, behind the end.
+    pub remain: Vec<String>,
     /// How many functions were changed by somebody else meanwhile, and left alone.
     pub left_alone: usize,
 }

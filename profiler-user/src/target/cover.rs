@@ -1,12 +1,18 @@
-//! What a jump into a gate takes the place of: the first instructions of a function, which have to be such that they can be carried
-//! out elsewhere.
+//! What a jump into a gate takes the place of: first instructions of a function, which have to be such that they can be carried out
+//! elsewhere.
+//!
+//! The very first one stays where it is: other tools put their breakpoints on it, and the kernel carries out in its place what the file
+//! has there, goes on behind it, and puts back what the file has when the tool has ended. Were it the jump's, the process would go on
+//! in the middle of that. See [`kept`](super::kept) for how a gate makes it undone.
 
 use std::{fmt, ops::Range};
 
 use iced_x86::{Code as Opcode, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
+use profiler_common::call::Shape;
 
 use super::{
     elf::Code,
+    kept::Undo,
     site::{Targets, text},
 };
 
@@ -15,17 +21,24 @@ pub const JUMP_BYTES: usize = 5;
 
 const PAGE_BYTES: u64 = 4096;
 
-/// The longest instruction has 15 bytes, and the last covered one begins in the first five, behind an `endbr64` or not.
-const LONGEST_COVER_BYTES: usize = 4 + JUMP_BYTES - 1 + 15;
+/// The longest instruction.
+const LONGEST_BYTES: usize = 15;
+
+/// The last covered instruction begins in the first five bytes, behind one that stays.
+const LONGEST_COVER_BYTES: usize = LONGEST_BYTES + JUMP_BYTES - 1 + LONGEST_BYTES;
 
 /// What a jump covers of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cover {
-    /// Where the jump goes: its offset in the file. Behind the function's `endbr64` where it has one, for it may be called through
-    /// a pointer.
+    /// Where the jump goes: its offset in the file.
     pub offset: u64,
     /// The instructions that it covers, whole.
     pub bytes: Vec<u8>,
+    /// The instruction before it, which stays: none behind an `endbr64`, which a function has that may be called through a pointer,
+    /// and none where the first one is such a jump itself.
+    pub kept: Vec<u8>,
+    /// What undoes that.
+    pub undo: Undo,
 }
 
 impl Cover {
@@ -44,6 +57,12 @@ impl Cover {
     pub fn instructions_at(&self, address: u64) -> Vec<Instruction> {
         Decoder::with_ip(64, &self.bytes, address, DecoderOptions::NONE).into_iter().collect()
     }
+
+    /// The instruction that stays, decoded as the one before `address`.
+    pub fn kept_before(&self, address: u64) -> Option<Instruction> {
+        let start = address.checked_sub(self.kept.len() as u64)?;
+        Decoder::with_ip(64, &self.kept, start, DecoderOptions::NONE).into_iter().next()
+    }
 }
 
 /// Why a function cannot be gated.
@@ -57,8 +76,10 @@ pub enum Refusal {
     TooShort,
     /// The jump would lie on two pages, which nothing writes at once.
     TwoPages,
-    /// Something in the file jumps behind the jump's first byte.
+    /// Something in the file jumps to the jump, or into it.
     JumpedInto,
+    /// Its first instruction can neither be undone nor carried out twice.
+    Lasting(String),
     /// It jumps back to its own beginning, which would be taken for another call.
     Loops,
     /// One of the instructions cannot be carried out elsewhere.
@@ -73,6 +94,9 @@ impl fmt::Display for Refusal {
             Self::TooShort => out.write_str("is shorter than the jump"),
             Self::TwoPages => out.write_str("has the end of a page where the jump would be"),
             Self::JumpedInto => out.write_str("is jumped into where the jump would be"),
+            Self::Lasting(instruction) => {
+                write!(out, "begins with what cannot be undone: {instruction}")
+            }
             Self::Loops => out.write_str("jumps back to its own beginning"),
             Self::Fixed(instruction) => {
                 write!(out, "begins with what cannot be done elsewhere: {instruction}")
@@ -84,17 +108,20 @@ impl fmt::Display for Refusal {
 /// What a jump covers of the function that begins at `offset` in its file.
 ///
 /// `function` is its range, or that of the part of it that holds its beginning, by which it is known to be long enough; `targets` are
-/// those of all direct jumps of the section `code`.
+/// those of all direct jumps of the section `code`. By its `shape` it is known which arguments the gate looks at.
 pub fn find(
     code: &Code,
     offset: u64,
+    shape: Shape,
     function: Option<Range<u64>>,
     targets: &Targets,
 ) -> Result<Cover, Refusal> {
     let function = function.filter(|range| range.contains(&offset)).ok_or(Refusal::NoEnd)?;
     let body = bytes_of(code, offset..function.end).ok_or(Refusal::NoCode)?;
-    let start = offset + if body.starts_with(&ENDBR64) { ENDBR64.len() as u64 } else { 0 };
-    let skipped = usize::try_from(start - offset).unwrap_or(usize::MAX);
+    let (kept, undo) = kept(body, offset, shape)?;
+    let has_mark = body.starts_with(&ENDBR64);
+    let skipped = if has_mark { ENDBR64.len() } else { kept.len() };
+    let start = offset + skipped as u64;
     let rest = body.get(skipped..).ok_or(Refusal::TooShort)?;
     let first = rest.get(..LONGEST_COVER_BYTES.min(rest.len())).ok_or(Refusal::NoCode)?;
     let mut decoder = Decoder::with_ip(64, first, start, DecoderOptions::NONE);
@@ -103,13 +130,7 @@ pub fn find(
         if !decoder.can_decode() {
             return Err(Refusal::TooShort);
         }
-        let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            // It may only be cut off by the function's end.
-            let is_cut =
-                first.len() < LONGEST_COVER_BYTES && decoder.last_error() == DecoderError::NoMoreBytes;
-            return Err(if is_cut { Refusal::TooShort } else { Refusal::NoCode });
-        }
+        let instruction = decode(&mut decoder, first.len())?;
         covered += instruction.len();
         if !can_be_moved(&instruction, covered >= JUMP_BYTES) {
             return Err(Refusal::Fixed(text(&instruction)));
@@ -118,15 +139,61 @@ pub fn find(
     if start % PAGE_BYTES > PAGE_BYTES - JUMP_BYTES as u64 {
         return Err(Refusal::TwoPages);
     }
-    if targets.any_in(start + 1..=start + covered as u64 - 1) {
+    // Who jumps to the function's second instruction has not just carried out the first.
+    let from = if has_mark { start } else { offset };
+    if targets.any_in(from + 1..=start + covered as u64 - 1) {
         return Err(Refusal::JumpedInto);
     }
     if loops(body, offset, start) {
         return Err(Refusal::Loops);
     }
     let bytes = first.get(..covered).ok_or(Refusal::TooShort)?.to_vec();
-    Ok(Cover { offset: start, bytes })
+    Ok(Cover { offset: start, bytes, kept, undo })
 }
+
+/// What stays of a function that begins so, and what undoes it.
+fn kept(body: &[u8], offset: u64, shape: Shape) -> Result<(Vec<u8>, Undo), Refusal> {
+    let first = body.get(..LONGEST_BYTES.min(body.len())).ok_or(Refusal::NoCode)?;
+    // Whatever is put on a jump of the same length, and whenever it is taken away, it is a jump before and after.
+    if body.starts_with(&ENDBR64) || first.first() == Some(&JUMP) {
+        return Ok((Vec::new(), Undo::Nothing));
+    }
+    let instruction = decode(&mut Decoder::with_ip(64, first, offset, DecoderOptions::NONE), first.len())?;
+    if !can_be_moved(&instruction, false) {
+        return Err(Refusal::Fixed(text(&instruction)));
+    }
+    let undo =
+        Undo::of(&instruction, arguments(shape)).ok_or_else(|| Refusal::Lasting(text(&instruction)))?;
+    Ok((first.get(..instruction.len()).ok_or(Refusal::TooShort)?.to_vec(), undo))
+}
+
+/// How many arguments of functions of a shape are looked at, from the first on.
+fn arguments(shape: Shape) -> usize {
+    // That of what frees is the block.
+    shape.convention().map_or(1, |convention| {
+        let numbers = [
+            convention.size_argument(),
+            convention.count_argument(),
+            convention.old_argument(),
+            convention.out_argument(),
+        ];
+        numbers.into_iter().max().and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX)
+    })
+}
+
+/// The next instruction, of so many bytes.
+fn decode(decoder: &mut Decoder<'_>, length: usize) -> Result<Instruction, Refusal> {
+    let instruction = decoder.decode();
+    if !instruction.is_invalid() {
+        return Ok(instruction);
+    }
+    // It may only be cut off by the function's end.
+    let is_cut = length < LONGEST_COVER_BYTES && decoder.last_error() == DecoderError::NoMoreBytes;
+    Err(if is_cut { Refusal::TooShort } else { Refusal::NoCode })
+}
+
+/// `jmp rel32`
+const JUMP: u8 = 0xe9;
 
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
@@ -165,24 +232,49 @@ fn loops(body: &[u8], offset: u64, start: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use iced_x86::Register;
+
     use super::*;
 
     const AT: u64 = 0x1000;
 
     fn found(bytes: &[u8]) -> Result<Cover, Refusal> {
         let code = Code { offset: AT, bytes: bytes.to_vec() };
-        find(&code, AT, Some(AT..AT + bytes.len() as u64), &Targets::of(&code))
+        find(&code, AT, Shape::Size, Some(AT..AT + bytes.len() as u64), &Targets::of(&code))
     }
 
     #[test]
     fn whole_instructions_are_covered_as_far_as_the_jump_goes() {
         // push r12; push rbp; push rbx; sub rsp, 16; ret
         let cover = found(&[0x41, 0x54, 0x55, 0x53, 0x48, 0x83, 0xec, 0x10, 0xc3]).unwrap();
-        assert_eq!((cover.offset, cover.bytes.len(), cover.end()), (AT, 8, AT + 8));
+        assert_eq!((cover.offset, cover.bytes.len(), cover.end()), (AT + 2, 6, AT + 8));
+        assert_eq!((cover.kept.as_slice(), cover.undo), (&[0x41, 0x54][..], Undo::Pop(Register::R12)));
+        assert_eq!(cover.kept_before(0x5002).map(|first| (first.ip(), first.len())), Some((0x5000, 2)));
         assert_eq!(
-            cover.instructions_at(0x5000).iter().map(Instruction::ip).collect::<Vec<_>>(),
-            [0x5000, 0x5002, 0x5003, 0x5004]
+            cover.instructions_at(0x5002).iter().map(Instruction::ip).collect::<Vec<_>>(),
+            [0x5002, 0x5003, 0x5004]
         );
+    }
+
+    #[test]
+    fn a_jump_is_covered_by_a_jump() {
+        let cover = found(&[0xe9, 0, 1, 0, 0, 0xcc]).unwrap();
+        assert_eq!((cover.offset, cover.bytes.len(), cover.undo), (AT, 5, Undo::Nothing));
+        assert!(cover.kept.is_empty());
+    }
+
+    #[test]
+    fn who_jumps_behind_the_first_instruction_is_in_the_way() {
+        // push rbx; nop; …; jmp to the first nop
+        let bytes = [0x53, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xeb, 0xf8];
+        assert_eq!(found(&bytes), Err(Refusal::JumpedInto));
+    }
+
+    #[test]
+    fn what_cannot_be_undone_is_refused() {
+        // inc edi; nop; …
+        let found = found(&[0xff, 0xc7, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3]);
+        assert!(matches!(found, Err(Refusal::Lasting(_))), "{found:?}");
     }
 
     #[test]
@@ -191,6 +283,7 @@ mod tests {
         bytes.extend([0x41, 0x54, 0x48, 0x83, 0xec, 0x10, 0xc3]);
         let cover = found(&bytes).unwrap();
         assert_eq!((cover.offset, cover.bytes.len()), (AT + 4, 6));
+        assert!(cover.kept.is_empty());
     }
 
     #[test]
@@ -229,16 +322,17 @@ mod tests {
         assert_eq!(found(&[0x53, 0x48, 0x83, 0xec]), Err(Refusal::TooShort));
         let code = Code { offset: AT, bytes: vec![0x90; 16] };
         let targets = Targets::of(&code);
-        assert_eq!(find(&code, AT, None, &targets), Err(Refusal::NoEnd));
-        assert_eq!(find(&code, AT, Some(AT + 8..AT + 16), &targets), Err(Refusal::NoEnd));
+        assert_eq!(find(&code, AT, Shape::Size, None, &targets), Err(Refusal::NoEnd));
+        assert_eq!(find(&code, AT, Shape::Size, Some(AT + 8..AT + 16), &targets), Err(Refusal::NoEnd));
         // A function that says it is longer than its section.
-        assert!(find(&code, AT, Some(AT..u64::MAX), &targets).is_ok());
-        assert_eq!(find(&code, AT + 20, Some(AT..u64::MAX), &targets), Err(Refusal::NoCode));
+        assert!(find(&code, AT, Shape::Size, Some(AT..u64::MAX), &targets).is_ok());
+        assert_eq!(find(&code, AT + 20, Shape::Size, Some(AT..u64::MAX), &targets), Err(Refusal::NoCode));
     }
 
     #[test]
     fn the_last_covered_instruction_may_leave_for_good() {
         // push rbx; jmp +0x100
-        assert_eq!(found(&[0x53, 0xe9, 0, 1, 0, 0, 0xcc]).unwrap().bytes.len(), 6);
+        let cover = found(&[0x53, 0xe9, 0, 1, 0, 0, 0xcc]).unwrap();
+        assert_eq!((cover.kept.len(), cover.bytes.len()), (1, 5));
     }
 }

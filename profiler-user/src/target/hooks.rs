@@ -94,7 +94,7 @@ pub(super) fn find(
                     site,
                     back: Back::Unseen,
                     jumps: false,
-                    cover: cover(offset, functions, text),
+                    cover: cover(offset, shape, functions, text),
                     state_distance: None,
                 };
                 hooks.push((offset, hook));
@@ -176,12 +176,17 @@ fn place(
 }
 
 /// What a jump into a gate would cover of the function at an offset.
-fn cover(offset: u64, functions: &Functions, text: &mut Text<'_, '_>) -> Result<Cover, Refusal> {
+fn cover(
+    offset: u64,
+    shape: Shape,
+    functions: &Functions,
+    text: &mut Text<'_, '_>,
+) -> Result<Cover, Refusal> {
     /// Larger functions are not looked through for jumps to their own beginning.
     const MOST_BYTES: u64 = 1 << 20;
     let function = text.part(offset, MOST_BYTES, functions).map(|part| part.range);
     let (code, targets) = text.section(offset).ok_or(Refusal::NoCode)?;
-    cover::find(code, offset, function, targets)
+    cover::find(code, offset, shape, function, targets)
 }
 
 /// Where a function comes back, by what is known of where functions end.

@@ -45,7 +45,8 @@ impl Bench {
                 let end = address + bytes.len() as u64;
                 let section = Code { offset: address, bytes };
                 let cover =
-                    cover::find(&section, address, Some(address..end), &Targets::of(&section)).unwrap();
+                    cover::find(&section, address, *shape, Some(address..end), &Targets::of(&section))
+                        .unwrap();
                 let address = cover.offset;
                 let jumps = numbers.below(2) == 0;
                 Function { shape: *shape, address, cover, jumps, throws: Throws::Never }

@@ -301,6 +301,8 @@ fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
     for shape in [Shape::Map, Shape::Unmap, Shape::Destroy, Shape::Unsized] {
         assert!(matches!(with(Throws::Never, shape), Err(CodeError::Shape { .. })), "{shape:?}");
     }
+    // Of so many functions some refer to what lies behind them.
+    let bench = Bench::new(&SHAPES, &mut numbers, Budget::OfThread, Layout::for_blocks(0), 1);
     let far = Setting { code_address: 0x1000, ..bench.setting };
     assert!(matches!(assemble(&bench.functions, &far), Err(CodeError::Encode { .. })));
 }

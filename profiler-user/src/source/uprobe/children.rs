@@ -143,7 +143,8 @@ impl Recording {
             activity: Mutex::new(Activity::of(pid)),
             // The first process's is of all.
             meter: None,
-            gates: Mutex::default(),
+            gates: Mutex::new(lock(&self.gates).as_ref().map(|gates| gates.of_child(pid))),
+            removed_gates: 0,
             common: Arc::clone(&self.common),
             process,
         };

@@ -52,7 +52,10 @@ impl Recording {
             self.attach_anew(&space)?;
             self.was_blind_for(began.elapsed());
         }
-        self.attach_to_new_in(&space, false, &[])
+        let again = self.gates_unloaded(&space);
+        let new = self.attach_to_new_in(&space, false, &again)?;
+        let labels = lock(&self.labels);
+        Ok(again.iter().filter_map(|place| labels.get(*place).cloned()).chain(new).collect())
     }
 
     /// Attaches to those as well that are to be attached to `again`, by their places.
@@ -65,7 +68,7 @@ impl Recording {
         let mut findings = lock(&self.findings);
         let known = findings.allocators.len();
         allocator::find(space, &self.places, &mut findings);
-        if findings.allocators.len() == known && !has_new_loader {
+        if findings.allocators.len() == known && !has_new_loader && again.is_empty() {
             return Ok(Vec::new());
         }
         let labels = findings.labels(space);

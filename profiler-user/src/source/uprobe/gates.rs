@@ -1,6 +1,6 @@
 //! The gates of a recording: which allocators have one, and why the others have none.
 
-use std::{ops::Range, path::PathBuf, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use profiler_common::counters::{Counter, Counters};
 
@@ -44,6 +44,7 @@ const BLOCKS_TO_COME: u64 = 1 << 12;
 pub(super) struct Ready {
     /// The allocator's place among those that were found.
     pub(super) allocator: usize,
+    module: usize,
     prepared: Option<Prepared>,
     plan: Plan,
     pub(super) sites: Vec<Site>,
@@ -68,68 +69,118 @@ impl Drop for Ready {
 pub(super) struct Gates {
     pid: u32,
     wish: GateWish,
-    feeder: Feeder,
+    /// Of the process and of its children.
+    feeder: Arc<Feeder>,
     /// Those that are in, and those that are gone with their program: their files are kept, for that is how probes are known.
     gates: Vec<Entry>,
     refused: Vec<Refused>,
-    /// Those that others had left.
-    removed: usize,
     /// The longest time that the process stood still.
     stood: Duration,
     /// What has become of them.
     departures: Vec<Departure>,
     /// What those had counted that others have taken the place of.
     past: Counts,
+    /// Why some are in still.
+    remain: Vec<String>,
+    /// The allocators, with their modules, that had one and were unloaded.
+    unloaded: Vec<(usize, usize)>,
 }
 
 struct Entry {
     allocator: usize,
     plan: Plan,
+    /// The module that the allocator is in.
+    module: usize,
     gate: Gate,
     sites: Vec<Site>,
-    /// Whether the program has gone that it was in.
+    /// Whether it is out, or the program has gone that it was in.
     is_gone: bool,
     /// Whether nothing could take its place, so that this need not be tried again.
     is_stuck: bool,
+    /// What it had counted for another process, of which this is a child.
+    before: Counts,
+}
+
+/// Gates that others had left, and that were taken out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TakenOver {
+    /// How many.
+    pub(super) gates: usize,
+    /// The longest time that the process stood still.
+    pub(super) stood: Duration,
+}
+
+/// Takes out what others have left in a process. Whatever way it is recorded: an ordinary probe may not lie where a jump does.
+///
+/// # Errors
+///
+/// Somebody else counts by one, or it cannot be taken out.
+pub(super) fn take_over(pid: u32) -> Result<TakenOver, GateError> {
+    let mut taken = TakenOver::default();
+    for left in gated::find(pid)? {
+        let departure = left.leave()?;
+        taken.stood = taken.stood.max(departure.stood);
+        // What nothing leads to any more is as good as gone.
+        taken.gates += usize::from(departure.taken_out > 0 || departure.stays.is_none());
+    }
+    Ok(taken)
 }
 
 impl Gates {
-    /// Gates for a process, none of them there yet; those that somebody has left are taken out.
-    pub(super) fn of(pid: u32, wish: GateWish) -> Result<Self, RecordError> {
+    /// Gates for a process, none of them there yet, which has stood still for as long as was `taken` by those before.
+    pub(super) fn of(pid: u32, wish: GateWish, taken: TakenOver) -> Result<Self, RecordError> {
         let feeder = Feeder::start().map_err(RecordError::Feeder)?;
-        let mut gates = Self {
+        let mut gates = Self::none(pid, wish, Arc::new(feeder));
+        gates.stood = taken.stood;
+        Ok(gates)
+    }
+
+    fn none(pid: u32, wish: GateWish, feeder: Arc<Feeder>) -> Self {
+        Self {
             pid,
             wish,
             feeder,
             gates: Vec::new(),
             refused: Vec::new(),
-            removed: 0,
             stood: Duration::ZERO,
             departures: Vec::new(),
             past: Counts::default(),
-        };
-        match gates.take_over() {
-            Ok(()) => Ok(gates),
-            Err(error) if wish.is_required => Err(error.into()),
-            Err(error) => {
-                gates.refuse("any allocator", usize::MAX, 0, &error);
-                Ok(gates)
+            remain: Vec::new(),
+            unloaded: Vec::new(),
+        }
+    }
+
+    /// The gates of a child of the process, which it has from that: there is nothing to be put in.
+    pub(super) fn of_child(&self, child: u32) -> Self {
+        let mut gates = Self::none(child, self.wish, Arc::clone(&self.feeder));
+        gates.refused.clone_from(&self.refused);
+        gates.unloaded.clone_from(&self.unloaded);
+        for entry in &self.gates {
+            let gate = match entry.gate.of_child(child) {
+                Ok(Some(gate)) => gate,
+                Ok(None) => continue,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "process {child} keeps its gate");
+                    continue;
+                }
+            };
+            if !gate.is_led_to() {
+                continue;
             }
+            gates.feeder.add(gate.feed(self.wish.interval_bytes));
+            let before = gate.counts().unwrap_or_default();
+            let (plan, sites) = (entry.plan.clone(), entry.sites.clone());
+            let Entry { allocator, module, is_stuck, .. } = *entry;
+            let is_gone = false;
+            gates.gates.push(Entry { allocator, plan, module, gate, sites, is_gone, is_stuck, before });
         }
+        gates
     }
 
-    fn take_over(&mut self) -> Result<(), GateError> {
-        for left in gated::find(self.pid)? {
-            let departure = left.leave()?;
-            self.stood = self.stood.max(departure.stood);
-            self.removed += 1;
-        }
-        Ok(())
-    }
-
-    /// Whether an allocator may be gated: where nothing was refused, or it was not this one.
+    /// Whether an allocator is not to be gated.
     fn is_refused(&self, allocator: usize) -> bool {
-        self.refused.iter().any(|refused| [allocator, usize::MAX].contains(&refused.allocator))
+        self.refused.iter().any(|refused| refused.allocator == allocator)
     }
 
     /// Makes gates ready for those of the allocators at these places that are mapped; notes why not for the others.
@@ -184,11 +235,17 @@ impl Gates {
             interval_bytes: self.wish.interval_bytes,
             blocks: expected.min(MOST_BLOCKS),
         };
-        self.ready(place, number, plan)
+        self.ready(place, allocator.module, number, plan)
     }
 
     /// Makes a gate ready by a plan.
-    fn ready(&self, place: usize, number: u8, plan: Plan) -> Result<(Ready, Duration), Hindrance> {
+    fn ready(
+        &self,
+        place: usize,
+        module: usize,
+        number: u8,
+        plan: Plan,
+    ) -> Result<(Ready, Duration), Hindrance> {
         let prepared = Prepared::make(self.pid, &plan)?;
         let path = prepared.path();
         let sites = prepared
@@ -200,22 +257,33 @@ impl Gates {
             })
             .collect();
         let stood = prepared.stood;
-        Ok((Ready { allocator: place, prepared: Some(prepared), plan, sites }, stood))
+        Ok((Ready { allocator: place, module, prepared: Some(prepared), plan, sites }, stood))
     }
 
     /// Puts those in that are ready; gives the places of the allocators for which that could not be done.
     pub(super) fn enter(&mut self, ready: Vec<Ready>, labels: &[String]) -> Result<Vec<usize>, RecordError> {
         let mut failed = Vec::new();
         for mut one in ready {
-            let Some(prepared) = one.prepared.take() else { continue };
-            let (allocator, sites) = (one.allocator, std::mem::take(&mut one.sites));
+            let (allocator, module, sites) = (one.allocator, one.module, std::mem::take(&mut one.sites));
             let plan = one.plan.clone();
+            let Some(prepared) = one.prepared.take() else { continue };
             let fed = prepared.feed(self.wish.interval_bytes);
             match prepared.enter() {
                 Ok((gate, stood)) => {
                     self.stood = self.stood.max(stood);
                     self.feeder.add(fed);
-                    self.gates.push(Entry { allocator, plan, gate, sites, is_gone: false, is_stuck: false });
+                    let before = Counts::default();
+                    let (is_gone, is_stuck) = (false, false);
+                    self.gates.push(Entry {
+                        allocator,
+                        plan,
+                        module,
+                        gate,
+                        sites,
+                        is_gone,
+                        is_stuck,
+                        before,
+                    });
                 }
                 Err((error, prepared)) => {
                     let label = labels.get(allocator).map_or("?", String::as_str);
@@ -253,19 +321,51 @@ impl Gates {
         there.flat_map(|entry| entry.sites.iter().cloned()).collect()
     }
 
-    /// The program has gone, and they with it.
-    pub(super) fn program_has_gone(&mut self) {
-        for entry in &mut self.gates {
+    /// The program has gone, and they with it, but for those that were put into the next one already. Gives the places of the
+    /// allocators that they were for.
+    pub(super) fn program_has_gone(&mut self) -> Vec<usize> {
+        let mut places = Vec::new();
+        for entry in self.gates.iter_mut().filter(|entry| !entry.is_gone && !entry.gate.is_mapped()) {
             entry.is_gone = true;
+            places.push(entry.allocator);
         }
+        places.extend(self.unloaded.drain(..).map(|(place, _)| place));
         // Another program may have what this one had not.
         self.refused.clear();
+        places
+    }
+
+    /// Takes those out whose library was unloaded. Gives the places of the allocators that are there again, without one.
+    pub(super) fn unloaded(&mut self, space: &AddressSpace) -> Vec<usize> {
+        for place in 0..self.gates.len() {
+            let Some(entry) = self.gates.get_mut(place).filter(|entry| !entry.is_gone) else { continue };
+            if entry.gate.is_led_to() {
+                continue;
+            }
+            let (gone, pid) = ((entry.allocator, entry.module), self.pid);
+            // There is nothing to be put back, which is not told of.
+            match entry.gate.leave() {
+                Ok(departure) => self.departures.push(Departure { left_alone: 0, ..departure }),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, pid, "the gate of a library that was unloaded stays");
+                }
+            }
+            entry.is_gone = true;
+            self.unloaded.push(gone);
+        }
+        let again: Vec<usize> =
+            self.unloaded.iter().filter(|(_, module)| space.has(*module)).map(|(place, _)| *place).collect();
+        self.unloaded.retain(|(_, module)| !space.has(*module));
+        again
     }
 
     /// Adds what they have counted themselves.
     pub(super) fn count(&self, counters: &mut Counters) {
-        let there = self.gates.iter().filter(|entry| !entry.is_gone);
-        for counts in there.filter_map(|entry| entry.gate.counts()).chain([self.past]) {
+        counters.add(Counter::GateOverflows, self.past.overflows);
+        counters.add(Counter::GateLostBudgets, self.past.lost_budgets);
+        for entry in self.gates.iter().filter(|entry| !entry.is_gone) {
+            let Some(counts) = entry.counts() else { continue };
             counters.add(Counter::GateOverflows, counts.overflows);
             counters.add(Counter::GateLostBudgets, counts.lost_budgets);
         }
@@ -275,15 +375,14 @@ impl Gates {
     pub(super) fn leave(&mut self) {
         for entry in self.gates.iter_mut().filter(|entry| !entry.is_gone) {
             // Behind that it cannot be asked any more.
-            self.past.add(entry.gate.counts().unwrap_or_default());
+            self.past.add(entry.counts().unwrap_or_default());
             match entry.gate.leave() {
                 Ok(departure) => {
                     self.stood = self.stood.max(departure.stood);
                     self.departures.push(departure);
                 }
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, pid = self.pid, "the gate stays in; `heaptap detach` takes it out");
+                    self.remain.push(error.to_string());
                 }
             }
             entry.is_gone = true;
@@ -297,7 +396,7 @@ impl Gates {
             !entry.is_gone
                 && !entry.is_stuck
                 && has_more
-                && entry.gate.counts().is_some_and(|counts| counts.overflows >= CROWDED)
+                && entry.counts().is_some_and(|counts| counts.overflows >= CROWDED)
         };
         let places = self.gates.iter().enumerate().filter(|(_, entry)| is_crowded(entry));
         places.map(|(place, _)| place).collect()
@@ -324,7 +423,7 @@ impl Gates {
             Some(interval_bytes) => plan.interval_bytes = interval_bytes,
             None => plan.blocks = entry.gate.layout().larger().unwrap_or(plan.blocks),
         }
-        match self.ready(entry.allocator, number, plan) {
+        match self.ready(entry.allocator, entry.module, number, plan) {
             Ok((ready, _)) => Ok(ready),
             Err(Hindrance::Gate(error)) => Err(error.into()),
             Err(Hindrance::Plan(_)) => Err(ended()),
@@ -341,7 +440,7 @@ impl Gates {
     ) -> Result<(), RecordError> {
         let Some(entry) = self.gates.get_mut(place) else { return Ok(()) };
         let Some(prepared) = ready.prepared.take() else { return Ok(()) };
-        let old = entry.gate.counts().unwrap_or_default();
+        let old = entry.counts().unwrap_or_default();
         let known = || {
             // First the count, for what comes behind it is then noticed.
             let overflows = entry.gate.counts().unwrap_or_default().overflows;
@@ -354,6 +453,8 @@ impl Gates {
                 self.stood = self.stood.max(stood);
                 self.wish.interval_bytes = ready.plan.interval_bytes;
                 self.feeder.add(fed);
+                // What it lacks from the beginning, the old one has counted.
+                entry.before = gate.counts().unwrap_or_default();
                 entry.gate = gate;
                 entry.plan = ready.plan.clone();
                 entry.sites = std::mem::take(&mut ready.sites);
@@ -377,11 +478,23 @@ impl Gates {
             interval_bytes: self.wish.interval_bytes,
             gated: gated.collect(),
             refused: self.refused.clone(),
-            removed: self.removed,
             stood: self.stood,
-            stays: self.departures.iter().filter(|departure| departure.stays).count(),
+            stays: self.departures.iter().filter_map(|departure| departure.stays).collect(),
+            remain: self.remain.clone(),
             left_alone: self.departures.iter().map(|departure| departure.left_alone).sum(),
         }
+    }
+}
+
+impl Entry {
+    /// What it has counted for this process; `None` where its memory is gone.
+    fn counts(&self) -> Option<Counts> {
+        let counts = self.gate.counts()?;
+        Some(Counts {
+            inside: counts.inside,
+            overflows: counts.overflows.saturating_sub(self.before.overflows),
+            lost_budgets: counts.lost_budgets.saturating_sub(self.before.lost_budgets),
+        })
     }
 }
 

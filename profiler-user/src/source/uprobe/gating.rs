@@ -66,11 +66,16 @@ impl Recording {
 
     /// The gates of a program that has been replaced: gives the places of the allocators that had one.
     pub(super) fn gates_have_gone(&self) -> Vec<usize> {
-        let mut gates = lock(&self.gates);
-        let places = gates.iter().flat_map(Gates::allocators).collect();
-        if let Some(gates) = &mut *gates {
-            gates.program_has_gone();
-        }
-        places
+        lock(&self.gates).as_mut().map(Gates::program_has_gone).unwrap_or_default()
+    }
+
+    /// The gates of libraries that were unloaded: gives the places of the allocators that are there again, without one.
+    pub(super) fn gates_unloaded(&self, space: &AddressSpace) -> Vec<usize> {
+        lock(&self.gates).as_mut().map(|gates| gates.unloaded(space)).unwrap_or_default()
+    }
+
+    /// How many gates were taken out that another heaptap had left.
+    pub const fn removed_gates(&self) -> usize {
+        self.removed_gates
     }
 }

@@ -20,7 +20,7 @@ use super::{
     children::Common,
     drain::Drain,
     follow::{Wanted, attach_to},
-    gates::{GateWish, Gates},
+    gates::{self, GateWish, Gates},
     inherited::Inherited,
     kernel::{Kernel, KernelError, map_refused},
     learn::Learner,
@@ -175,6 +175,8 @@ pub struct Recording {
     pub(super) meter: Option<Meter>,
     /// The gates, where they are wanted.
     pub(super) gates: Mutex<Option<Gates>>,
+    /// How many were taken out that another heaptap had left.
+    pub(super) removed_gates: usize,
     pub(super) common: Arc<Common>,
 }
 
@@ -211,6 +213,7 @@ impl Recording {
         } = options;
         let pid = process.pid();
         let is_witnessed = capture.is_some();
+        let taken = gates::take_over(pid)?;
         // First, for it finds the file system by which the kernel's tracepoints are described.
         let inherited = if follow_forks { Some(Mutex::new(Some(Inherited::new()?))) } else { None };
         // The kernel looks through the programs while we look through the process's files.
@@ -229,7 +232,7 @@ impl Recording {
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
         let mut own_code = OwnCode::default();
         let all: Vec<usize> = (0..findings.allocators.len()).collect();
-        let mut gates = gate.map(|wish| Gates::of(pid, wish)).transpose()?;
+        let mut gates = gate.map(|wish| Gates::of(pid, wish, taken)).transpose()?;
         let ready = match &mut gates {
             Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes())?,
             None => Vec::new(),
@@ -303,6 +306,7 @@ impl Recording {
             activity: Mutex::new(Activity::of(pid)),
             meter,
             gates: Mutex::new(gates),
+            removed_gates: taken.gates,
             common: Arc::new(Common::new(kernel, targets, drain, inherited, capacities.live_blocks)),
         })
     }

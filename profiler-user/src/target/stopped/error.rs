@@ -61,14 +61,6 @@ pub enum StopError {
         /// The thread.
         thread: i32,
     },
-    /// A filter may kill the process at a system call that is not in its program.
-    #[error("process {pid} has its system calls filtered (seccomp mode {mode})")]
-    Filtered {
-        /// The process.
-        pid: u32,
-        /// The mode: 1 is strict, 2 is with a filter.
-        mode: u32,
-    },
     /// No thread is in a condition to execute a system call.
     #[error("no thread of process {pid} can execute a system call, and thread {thread} not because")]
     NoThread {
@@ -159,7 +151,7 @@ pub enum StopError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// A filter may kill the process at a call that is not in its program.
-    #[error("its system calls are filtered")]
+    #[error("its system calls are filtered (seccomp)")]
     Filtered,
     /// It has its calls sent to itself, as signals.
     #[error("its system calls are dispatched")]
