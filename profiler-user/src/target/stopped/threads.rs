@@ -74,10 +74,11 @@ impl Threads {
     }
 
     fn stop_all(&mut self) -> Result<(), StopError> {
+        // From here on: among threads that compute, the search would take as long as the process lets it.
+        urgent::be_first();
         let leader = self.admit()?;
         // It takes longer than the stop may; what is not there may not be needed.
         let _ = self.find_places(leader);
-        urgent::be_first();
         self.began = Instant::now();
         let deadline = self.began + self.limit;
         loop {
