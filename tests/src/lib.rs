@@ -26,6 +26,8 @@ pub mod profile;
 
 pub mod kernel;
 
+pub mod killed;
+
 pub mod ledger;
 
 pub mod estimate;

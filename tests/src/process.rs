@@ -1,6 +1,7 @@
 //! Child processes of a test: their lines as they come, their end within a time limit, no survivors.
 
 use std::fmt::Debug;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, Command, ExitStatus};
@@ -67,6 +68,26 @@ impl Drop for Process {
         // Fails for one that has ended, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The letters of all threads' states.
+pub fn states(pid: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+    tasks
+        .filter_map(|task| {
+            let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        })
+        .collect()
+}
+
+/// Waits for all threads to be in such states.
+pub fn until_states(pid: u32, what: &str, are: impl Fn(char) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !states(pid).chars().all(&are) {
+        assert!(Instant::now() < deadline, "threads of {pid} are {} and not {what}", states(pid));
+        thread::yield_now();
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use heaptap_tests::compile;
 use heaptap_tests::guest::Guest;
-use heaptap_tests::process::{Lines, PATIENCE, Process};
+use heaptap_tests::process::{Lines, PATIENCE, Process, states, until_states};
 use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped};
 use rustix::process::Signal;
 
@@ -29,26 +29,6 @@ const STOPS: &str = "HEAPTAP_TEST_STOPS";
 
 fn stop(guest: &Guest) -> Stopped {
     Stopped::all(guest.pid(), LIMIT).unwrap_or_else(|err| panic!("{err}: {err:?}"))
-}
-
-/// The letters of all threads' states.
-fn states(pid: u32) -> String {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the guest runs");
-    tasks
-        .filter_map(|task| {
-            let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
-            stat.rsplit_once(") ")?.1.chars().next()
-        })
-        .collect()
-}
-
-/// Waits for all threads to be in such states.
-fn until_states(pid: u32, what: &str, are: impl Fn(char) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !states(pid).chars().all(&are) {
-        assert!(Instant::now() < deadline, "threads of {pid} are {} and not {what}", states(pid));
-        std::thread::yield_now();
-    }
 }
 
 /// Waits for all five to wait in their calls.

@@ -82,12 +82,39 @@ impl Threads {
     }
 }
 
+/// The C library looks through a megabyte in no time, also where this is compiled for debugging.
 fn position(bytes: &[u8], sequence: &[u8]) -> Option<usize> {
-    bytes.windows(sequence.len()).position(|window| window == sequence)
+    // SAFETY: it reads as many bytes as there are in each.
+    let found =
+        unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), sequence.as_ptr().cast(), sequence.len()) };
+    (!found.is_null()).then(|| found.addr().wrapping_sub(bytes.as_ptr().addr()))
 }
 
 /// By its name: most have both in there.
 fn is_c_library(name: &[u8]) -> bool {
     let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     file.starts_with(b"libc.") || file.starts_with(b"libc-") || file.starts_with(b"ld-musl-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_is_found_where_it_is() {
+        assert_eq!(position(b"\x0f\x05\x90\x0f\x05\xc3", &CALL), Some(3));
+        assert_eq!(position(b"\x0f\x05\xc3", &CALL), Some(0));
+        assert_eq!(position(b"\x0f\x05", &CALL), None);
+        assert_eq!(position(b"", &CALL), None);
+    }
+
+    #[test]
+    fn the_c_library_is_known_by_its_name() {
+        for name in ["/usr/lib/x86_64-linux-gnu/libc.so.6", "/lib/libc-2.31.so", "/lib/ld-musl-x86_64.so.1"] {
+            assert!(is_c_library(name.as_bytes()), "{name}");
+        }
+        for name in ["/usr/lib/libcurl.so.4", "[vdso]", ""] {
+            assert!(!is_c_library(name.as_bytes()), "{name}");
+        }
+    }
 }

@@ -3,6 +3,8 @@
 //! Most go on after a stop. Some fail with EINTR, as after SIGSTOP and SIGCONT (signal(7)), which few programs expect where they
 //! handle no signals. The kernel repeats them if it finds the result that others have in that place: "again, unless a signal's
 //! handler is called". A time limit of theirs begins anew.
+//!
+//! Between the stop and that, our end has them fail: so it is with every process that is stopped, by whatever means.
 
 use std::io;
 

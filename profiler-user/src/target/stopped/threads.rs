@@ -175,6 +175,12 @@ impl Threads {
         match request::event(thread, self.reaps(thread)) {
             Event::Running => false,
             Event::Stop(signal) => {
+                // At once: until then, our end would have the call fail. That the thread was killed shows later.
+                if let Ok(registers) = request::registers(thread)
+                    && registers.cs != USER32_CS
+                {
+                    let _ = repeat::if_interrupted(thread, registers);
+                }
                 self.states.insert(thread, State::Stopped { by_group: Event::is_group_stop(signal) });
                 true
             }
@@ -205,8 +211,7 @@ impl Threads {
                 Ok(registers) if registers.cs == USER32_CS => {
                     return Err(StopError::Bits32 { pid: self.pid, thread });
                 }
-                Ok(registers) => repeat::if_interrupted(thread, registers)
-                    .map_err(self.failed(thread, "made to repeat its system call"))?,
+                Ok(_) => {}
                 Err(_) => {
                     self.states.remove(&thread);
                     is_whole = false;
