@@ -13,7 +13,7 @@ use crate::{
         layout::{BUDGET_BYTES, BUDGETS, Layout, NEXT_GAP, PAGE_BYTES},
         room,
     },
-    target::{cover::JUMP_BYTES, mapping, stopped::Stopped, words::Words},
+    target::{cover::JUMP_BYTES, mapping, words::Words},
 };
 
 /// What is to be gated, and how.

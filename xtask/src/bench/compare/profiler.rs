@@ -16,6 +16,7 @@ pub(super) enum Profiler {
     Native,
     Exact,
     Sampled,
+    Gated,
     Bpftrace,
     HeaptrackAttached,
     HeaptrackPreloaded,
@@ -25,10 +26,11 @@ pub(super) enum Profiler {
 
 impl Profiler {
     /// The first one is what the others are compared with.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Native,
         Self::Exact,
         Self::Sampled,
+        Self::Gated,
         Self::Bpftrace,
         Self::HeaptrackAttached,
         Self::HeaptrackPreloaded,
@@ -41,6 +43,7 @@ impl Profiler {
             Self::Native => "native",
             Self::Exact => "heaptap --exact",
             Self::Sampled => "heaptap --sample 512KiB",
+            Self::Gated => "heaptap --gate",
             Self::Bpftrace => "bpftrace",
             Self::HeaptrackAttached => "heaptrack, attached",
             Self::HeaptrackPreloaded => "heaptrack, preloaded",
@@ -53,9 +56,12 @@ impl Profiler {
     pub(super) fn launcher(self, tools: &Tools) -> Launcher {
         let file = |name: &str| tools.folder.join(name);
         match self {
-            Self::Native | Self::Exact | Self::Sampled | Self::Bpftrace | Self::HeaptrackAttached => {
-                Launcher::default()
-            }
+            Self::Native
+            | Self::Exact
+            | Self::Sampled
+            | Self::Gated
+            | Self::Bpftrace
+            | Self::HeaptrackAttached => Launcher::default(),
             Self::HeaptrackPreloaded => Launcher {
                 words: vec!["heaptrack".into(), "--output".into(), file("heaptrack").into()],
                 environment: Vec::new(),
@@ -87,6 +93,9 @@ impl Profiler {
                 Attached::start(tools.heaptap(&["--exact"], &pid), |line| line.contains(": recording "))?
             }
             Self::Sampled => Attached::start(tools.heaptap(&["--sample", "512KiB"], &pid), |line| {
+                line.contains(": recording ")
+            })?,
+            Self::Gated => Attached::start(tools.heaptap(&["--gate=require"], &pid), |line| {
                 line.contains(": recording ")
             })?,
             Self::Bpftrace => {

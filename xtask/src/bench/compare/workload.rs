@@ -24,11 +24,12 @@ const PIPELINES: [u32; 2] = [1, 16];
 
 /// All workloads, their programs compiled.
 pub(super) fn all(folder: &Path) -> Result<Vec<Workload>> {
-    let guest = |name: &str, flags: &[&str]| {
-        let source = format!("xtask/src/bench/guests/{name}.c");
+    let guest_of = |source: &str, name: &str, flags: &[&str]| {
+        let source = format!("xtask/src/bench/guests/{source}.c");
         let flags = [&["-D_GNU_SOURCE", "-fomit-frame-pointer", "-pthread"], flags].concat();
         compile(folder, name, &source, &flags)
     };
+    let guest = |name: &str, flags: &[&str]| guest_of(name, name, flags);
     let mut all = Vec::new();
     let pairs = guest("pairs", &[])?;
     for (threads, frames) in PAIRS {
@@ -36,9 +37,12 @@ pub(super) fn all(folder: &Path) -> Result<Vec<Workload>> {
             format!("pairs of malloc(64) and free: {}, {}", count(threads, "thread"), count(frames, "frame"));
         all.push(by_commands(name, by_threads(&pairs, threads, frames)));
     }
+    // So many that what is known of them is in no cache.
+    let million = guest_of("sizes", "million", &["-DLIVE=1000000"])?;
     let (sizes, growth) = (guest("sizes", &[])?, guest("growth", &[])?);
     let inserts = guest("inserts", &["-lsqlite3"])?;
     all.push(by_commands("mix of sizes, 50,000 live blocks".to_owned(), by_threads(&sizes, 1, 1)));
+    all.push(by_commands("mix of sizes, 1,000,000 live blocks".to_owned(), by_threads(&million, 1, 1)));
     all.push(by_commands("growth by realloc".to_owned(), by_threads(&growth, 1, 1)));
     for pipeline in PIPELINES {
         let name = match pipeline {

@@ -1,10 +1,14 @@
 /*
  * Many live blocks of mixed sizes, most of them small: an operation frees one, any of them, and allocates another.
- * For one thread.
+ * For one thread. How many live blocks there are is LIVE, where that is defined.
  */
 #include "at_command.h"
 
-enum { LIVE = 50000, OPERATIONS = 64 };
+#ifndef LIVE
+#define LIVE 50000
+#endif
+
+enum { OPERATIONS = 64 };
 
 static void *blocks[LIVE];
 static uint64_t state = 88172645463325252;
