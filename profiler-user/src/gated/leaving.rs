@@ -1,14 +1,18 @@
 //! Taking a gate out: first the jumps into it, then its memory, once nobody is in there any more.
 
-use std::{fs::File, thread, time::Duration};
+use std::{fmt, fs::File, ops::Range, thread, time::Duration};
 
 use super::{
-    Description, Gate, GateError,
+    Description, Gate, GateError, Jump,
     entering::take_out,
-    memory::{is_mapped, unmap},
+    files::{is_mapped, is_open},
+    memory::{close, unmap},
     stop,
 };
-use crate::target::stopped::{StopError, Stopped};
+use crate::target::{
+    cover::JUMP_BYTES,
+    stopped::{StopError, Stopped},
+};
 
 /// How often it is looked whether all threads have left the gate, and the pause before the next look, which doubles.
 const LOOKS: u32 = 9;
@@ -23,20 +27,73 @@ pub struct Departure {
     pub taken_out: usize,
     /// How many were not: somebody else has changed them since, or their library has gone.
     pub left_alone: usize,
-    /// Whether its memory is there still, because a thread is in it.
-    pub stays: bool,
+    /// How many descriptors were open still, and are closed.
+    pub closed: usize,
+    /// Why its memory is there still.
+    pub stays: Option<Stays>,
+}
+
+/// Why a gate's memory stays in its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stays {
+    /// A thread is in it, or may come back to it.
+    Inside,
+    /// A function may still lead there.
+    LedTo,
+    /// The process can make no system call for us.
+    NoCall,
+    /// It does not say what it has changed, or not so that we understand it.
+    Unknown,
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Inside => "a thread is in it, or may come back to it",
+            Self::LedTo => {
+                "a function that it was put in front of is not what it was, and may still lead there"
+            }
+            Self::NoCall => "the process has its system calls filtered by now",
+            Self::Unknown => "it is of another version of heaptap, or none of its",
+        })
+    }
+}
+
+/// What there is of a gate in a process.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    /// What it has changed; `None` where that has not been begun, or is not known.
+    pub(super) description: Option<Description>,
+    /// Whether it may have changed something else.
+    pub(super) is_unknown: bool,
+    /// How many functions it says that it has changed.
+    pub(super) functions: usize,
+    /// Those of its jumps that may be taken out again.
+    pub(super) jumps: Vec<Jump>,
+    /// Where its file is mapped.
+    pub(super) ranges: Vec<Range<u64>>,
+    /// By which descriptors the process has its file open.
+    pub(super) descriptors: Vec<u64>,
 }
 
 impl Gate {
     /// Takes the gate out of its process. One that has replaced its program, or ended, has none.
     pub fn leave(&self) -> Result<Departure, GateError> {
-        leave(self.pid, &self.file, &self.description)
+        let Description { code, data, jumps, .. } = &self.description;
+        let remains = Remains {
+            functions: jumps.len(),
+            jumps: jumps.clone(),
+            ranges: vec![code.clone(), data.clone()],
+            description: Some(self.description.clone()),
+            ..Remains::default()
+        };
+        leave(self.pid, &self.file, &remains)
     }
 }
 
-/// Takes out the gate that this describes.
-pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<Departure, GateError> {
-    let mut departure = Departure::default();
+/// Takes out what there is of the gate that has this file.
+pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departure, GateError> {
+    let mut departure = Departure { left_alone: remains.functions, ..Departure::default() };
     let mut pause = FIRST_PAUSE;
     for look in 0..LOOKS {
         if look > 0 {
@@ -45,43 +102,71 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
         }
         let stopped = match stop(pid) {
             Ok(stopped) => stopped,
-            Err(StopError::Gone { .. }) => return Ok(Departure { stays: false, ..departure }),
+            Err(StopError::Gone { .. }) => return Ok(Departure { stays: None, ..departure }),
             Err(error) => return Err(error.into()),
         };
-        if !is_mapped(pid, &description.code, file) {
-            return Ok(Departure { stays: false, ..departure });
+        for descriptor in remains.descriptors.iter().filter(|descriptor| is_open(pid, **descriptor, file)) {
+            close(&stopped, *descriptor)?;
+            departure.closed += 1;
         }
-        let taken_out = take_out(&stopped, &description.jumps)?;
-        if look == 0 {
-            departure.taken_out = taken_out;
-            departure.left_alone = description.jumps.len() - taken_out;
+        // Somebody else may have the addresses by now.
+        let there: Vec<&Range<u64>> =
+            remains.ranges.iter().filter(|range| is_mapped(pid, range, file)).collect();
+        if there.is_empty() {
+            return Ok(Departure { stays: None, ..departure });
         }
-        departure.stays = !unmap_if_empty(&stopped, description)?;
+        let described = remains.description.as_ref().filter(|described| there.contains(&&described.code));
+        if described.is_some() {
+            let taken_out = take_out(&stopped, &remains.jumps)?;
+            if look == 0 {
+                departure.taken_out = taken_out;
+                departure.left_alone = remains.functions - taken_out;
+            }
+        }
+        departure.stays = if remains.is_unknown {
+            Some(Stays::Unknown)
+        } else {
+            unmap_if_empty(&stopped, described, &there)?
+        };
         departure.stood = departure.stood.max(stopped.release());
-        if !departure.stays {
+        if departure.stays != Some(Stays::Inside) {
             break;
         }
     }
     Ok(departure)
 }
 
-/// Takes the gate's memory from the process; false where a thread is in there, or may come back to it.
-fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<bool, GateError> {
-    let Description { code, data, .. } = description;
-    let inside = stopped.read(data.start + description.layout().inside(), 8)?;
-    let is_left = |address: u64| stopped.read(address, 5).is_ok();
-    if inside != [0; 8] || !stopped.find_words(std::slice::from_ref(code))?.found.is_empty() {
-        return Ok(false);
-    }
-    // Functions that somebody else has changed may still lead here by way of what they have taken along.
-    for jump in &description.jumps {
-        if is_left(jump.address) && stopped.read(jump.address, 5)? != jump.original {
-            return Ok(false);
+/// Takes a gate's memory from the process; gives why not where it is in use.
+fn unmap_if_empty(
+    stopped: &Stopped,
+    described: Option<&Description>,
+    there: &[&Range<u64>],
+) -> Result<Option<Stays>, GateError> {
+    if let Some(description) = described {
+        let Description { data, jumps, .. } = description;
+        if there.contains(&data) && stopped.read(data.start + description.layout().inside(), 8)? != [0; 8] {
+            return Ok(Some(Stays::Inside));
+        }
+        // Functions that somebody else has changed may still lead here by way of what they have taken along.
+        let is_other = |address: u64, original: &[u8]| {
+            stopped.read(address, JUMP_BYTES).is_ok_and(|bytes| bytes != original)
+        };
+        if jumps.iter().any(|jump| is_other(jump.address, &jump.original)) {
+            return Ok(Some(Stays::LedTo));
         }
     }
-    match unmap(stopped, code).and_then(|()| unmap(stopped, data)) {
-        // A filter that has come since.
-        Err(StopError::Filtered { .. } | StopError::NoThread { .. }) => Ok(false),
-        unmapped => Ok(unmapped.map(|()| true)?),
+    let ranges: Vec<Range<u64>> = there.iter().copied().cloned().collect();
+    let code = described.map_or_else(|| ranges.clone(), |description| vec![description.code.clone()]);
+    if !stopped.find_words(&code)?.found.is_empty() {
+        return Ok(Some(Stays::Inside));
     }
+    for range in ranges {
+        match unmap(stopped, &range) {
+            Ok(()) => {}
+            // A filter that has come since.
+            Err(StopError::Filtered { .. } | StopError::NoThread { .. }) => return Ok(Some(Stays::NoCall)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }

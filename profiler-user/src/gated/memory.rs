@@ -1,23 +1,15 @@
 //! A gate's memory in its process: a file that is nowhere but in memory, mapped twice.
 
-use std::{ffi::CStr, fs::File, io, ops::Range, os::unix::fs::MetadataExt};
+use std::{ffi::CStr, fs::File, ops::Range};
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
+use super::{
+    GateError,
+    files::{lock, open},
 };
-
-use super::GateError;
-use crate::target::{
-    process::live_thread,
-    stopped::{Argument, StopError, Stopped},
-};
+use crate::target::stopped::{Argument, StopError, Stopped};
 
 /// The file's name, which the kernel shows as `/memfd:heaptap-gate (deleted)`.
 const NAME: &CStr = c"heaptap-gate";
-
-/// The same as it stands in the list of a process's mappings.
-pub(super) const MAPPED_NAME: &[u8] = b"/memfd:heaptap-gate (deleted)";
 
 /// `MFD_EXEC` of include/uapi/linux/memfd.h (v6.3): without it, `vm.memfd_noexec` decides.
 const MFD_EXEC: u64 = 0x10;
@@ -44,7 +36,7 @@ impl Memory {
     ) -> Result<Self, GateError> {
         let descriptor = create(stopped)?;
         let mapped = Self::map_file(stopped, pid, descriptor, at, code_bytes, data_bytes);
-        let closed = stopped.syscall(number(libc::SYS_close), [descriptor]);
+        let closed = close(stopped, descriptor);
         let memory = mapped?;
         closed?;
         Ok(memory)
@@ -125,37 +117,9 @@ pub(super) fn unmap(stopped: &Stopped, range: &Range<u64>) -> Result<(), StopErr
     stopped.syscall(number(libc::SYS_munmap), [range.start, range.end - range.start]).map(drop)
 }
 
-/// Opens a file that the process has open.
-fn open(pid: u32, descriptor: u64) -> io::Result<File> {
-    // The first thread may have ended, and has no files then.
-    let thread = live_thread(pid).ok_or(io::ErrorKind::NotFound)?;
-    File::options().read(true).write(true).open(format!("/proc/{thread}/fd/{descriptor}"))
-}
-
-/// Opens a file that the process has mapped there.
-pub(super) fn open_mapped(pid: u32, range: &Range<u64>) -> io::Result<File> {
-    File::options().read(true).write(true).open(mapped_path(pid, range))
-}
-
-/// Whether this is the file that the process has mapped there.
-pub(super) fn is_mapped(pid: u32, range: &Range<u64>, file: &File) -> bool {
-    let (Ok(there), Ok(ours)) = (std::fs::metadata(mapped_path(pid, range)), file.metadata()) else {
-        return false;
-    };
-    (there.dev(), there.ino()) == (ours.dev(), ours.ino())
-}
-
-fn mapped_path(pid: u32, range: &Range<u64>) -> String {
-    let thread = live_thread(pid).unwrap_or(pid);
-    format!("/proc/{thread}/map_files/{:x}-{:x}", range.start, range.end)
-}
-
-/// Notes that somebody counts by it; the kernel forgets that when the file is closed.
-pub(super) fn lock(file: &File, pid: u32) -> Result<(), GateError> {
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        Errno::WOULDBLOCK => GateError::Taken { pid },
-        error => GateError::file(pid, "locked")(error.into()),
-    })
+/// Has the process close a descriptor.
+pub(super) fn close(stopped: &Stopped, descriptor: u64) -> Result<(), StopError> {
+    stopped.syscall(number(libc::SYS_close), [descriptor]).map(drop)
 }
 
 fn number(call: libc::c_long) -> u64 {

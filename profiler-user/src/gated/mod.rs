@@ -8,6 +8,8 @@ mod error;
 
 mod description;
 
+mod files;
+
 mod memory;
 
 mod prepared;
@@ -20,10 +22,10 @@ mod left;
 
 mod feeding;
 
-pub use description::{Description, Jump};
+pub use description::{Description, Jump, Reading};
 pub use error::GateError;
 pub use feeding::Feeder;
-pub use leaving::Departure;
+pub use leaving::{Departure, Stays};
 pub use left::{Left, find};
 pub use prepared::{Plan, Prepared};
 

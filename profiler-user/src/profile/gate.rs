@@ -63,12 +63,9 @@ pub fn closing_lines(gate: &Gating, counters: &Counters) -> Vec<String> {
         "  the process stood still for {:.1} ms at most, to put it in or to take it out",
         gate.stood.as_secs_f64() * 1e3
     ));
-    if gate.stays > 0 {
-        lines.push(
-            "  its memory is still in the process, for a thread is in it; nothing leads there any more"
-                .to_owned(),
-        );
-    }
+    lines.extend(gate.stays.iter().map(|reason| {
+        format!("  its memory is still in the process: {reason}; `heaptap detach` takes it out later")
+    }));
     if gate.left_alone > 0 {
         lines.push(format!(
             "  {} functions were changed by somebody else meanwhile, and left as they are",
@@ -125,7 +122,8 @@ mod tests {
         let mut counters = Counters::default();
         counters.add(Counter::GateCalls, 7);
         counters.add(Counter::GateReturns, 5);
-        let closing = closing_lines(&Gating { stays: 1, ..gating() }, &counters);
+        let closing =
+            closing_lines(&Gating { stays: vec!["a thread is in it".to_owned()], ..gating() }, &counters);
         assert!(closing[0].starts_with("gate: 7 calls let through to a probe, 5 came back, 2 did not"));
         assert!(closing[2].contains("still in the process"));
         assert!(closing_lines(&Gating::default(), &counters).is_empty());

@@ -15,8 +15,8 @@ pub struct Gating {
     pub removed: usize,
     /// The longest time that the process stood still for it.
     pub stood: Duration,
-    /// How many gates' memory is there still, behind the end, because a thread is in there.
-    pub stays: usize,
+    /// Why gates' memory is there still, behind the end.
+    pub stays: Vec<String>,
     /// How many functions were changed by somebody else meanwhile, and left alone.
     pub left_alone: usize,
 }

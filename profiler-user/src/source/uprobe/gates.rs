@@ -75,6 +75,30 @@ pub(super) struct Gates {
     departures: Vec<Departure>,
 }
 
+/// What was taken out that somebody had left.
+pub(super) struct Taken {
+    gates: usize,
+    stood: Duration,
+}
+
+/// Takes out of a process what somebody has left there.
+pub(super) fn take_over(pid: u32) -> Result<Taken, GateError> {
+    let mut taken = Taken { gates: 0, stood: Duration::ZERO };
+    for left in gated::find(pid)? {
+        let departure = left.leave()?;
+        let (functions, stays) = (departure.taken_out, departure.stays.map(|reason| reason.to_string()));
+        tracing::warn!(
+            pid,
+            functions,
+            stays,
+            "an earlier heaptap was killed, and had left a gate: it is taken out"
+        );
+        taken.stood = taken.stood.max(departure.stood);
+        taken.gates += 1;
+    }
+    Ok(taken)
+}
+
 struct Entry {
     allocator: usize,
     gate: Gate,
@@ -84,41 +108,24 @@ struct Entry {
 }
 
 impl Gates {
-    /// Gates for a process, none of them there yet; those that somebody has left are taken out.
-    pub(super) fn of(pid: u32, wish: GateWish) -> Result<Self, RecordError> {
+    /// Gates for a process, none of them there yet, nor those that were `left`.
+    pub(super) fn of(pid: u32, wish: GateWish, left: Taken) -> Result<Self, RecordError> {
         let feeder = Feeder::start().map_err(RecordError::Feeder)?;
-        let mut gates = Self {
+        Ok(Self {
             pid,
             wish,
             feeder,
             gates: Vec::new(),
             refused: Vec::new(),
-            removed: 0,
-            stood: Duration::ZERO,
+            removed: left.gates,
+            stood: left.stood,
             departures: Vec::new(),
-        };
-        match gates.take_over() {
-            Ok(()) => Ok(gates),
-            Err(error) if wish.is_required => Err(error.into()),
-            Err(error) => {
-                gates.refuse("any allocator", usize::MAX, 0, &error);
-                Ok(gates)
-            }
-        }
+        })
     }
 
-    fn take_over(&mut self) -> Result<(), GateError> {
-        for left in gated::find(self.pid)? {
-            let departure = left.leave()?;
-            self.stood = self.stood.max(departure.stood);
-            self.removed += 1;
-        }
-        Ok(())
-    }
-
-    /// Whether an allocator may be gated: where nothing was refused, or it was not this one.
+    /// Whether it was found that an allocator cannot be gated.
     fn is_refused(&self, allocator: usize) -> bool {
-        self.refused.iter().any(|refused| [allocator, usize::MAX].contains(&refused.allocator))
+        self.refused.iter().any(|refused| refused.allocator == allocator)
     }
 
     /// Makes gates ready for those of the allocators at these places that are mapped; notes why not for the others.
@@ -283,7 +290,7 @@ impl Gates {
             refused: self.refused.clone(),
             removed: self.removed,
             stood: self.stood,
-            stays: self.departures.iter().filter(|departure| departure.stays).count(),
+            stays: self.departures.iter().filter_map(|gone| Some(gone.stays?.to_string())).collect(),
             left_alone: self.departures.iter().map(|departure| departure.left_alone).sum(),
         }
     }

@@ -20,7 +20,7 @@ use super::{
     children::Common,
     drain::Drain,
     follow::{Wanted, attach_to},
-    gates::{GateWish, Gates},
+    gates::{self, GateWish, Gates},
     inherited::Inherited,
     kernel::{Kernel, KernelError, map_refused},
     learn::Learner,
@@ -74,6 +74,20 @@ pub enum RecordError {
     /// The probes could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// Somebody has written over a function that would be probed.
+    #[error(
+        "{function} at {address:#x} of process {pid} is not what its file has there, but {is:02x?}: another tool has changed it, and a probe there would break it"
+    )]
+    Changed {
+        /// The process's PID.
+        pid: u32,
+        /// The function.
+        function: String,
+        /// Where.
+        address: u64,
+        /// What is there.
+        is: Vec<u8>,
+    },
     /// A gate is wanted, and there is none.
     #[error("process {pid} cannot be gated: {reasons}")]
     NotGated {
@@ -229,7 +243,9 @@ impl Recording {
             Learner::new(pid, capacities.stack_depth, teaching, Arc::clone(&targets), source, capture);
         let mut own_code = OwnCode::default();
         let all: Vec<usize> = (0..findings.allocators.len()).collect();
-        let mut gates = gate.map(|wish| Gates::of(pid, wish)).transpose()?;
+        // Whether a gate is wanted or not: a probe in a function that leads to one would break it.
+        let left = gates::take_over(pid)?;
+        let mut gates = gate.map(|wish| Gates::of(pid, wish, left)).transpose()?;
         let ready = match &mut gates {
             Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes())?,
             None => Vec::new(),
