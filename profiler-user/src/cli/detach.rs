@@ -17,20 +17,23 @@ pub(super) fn run(args: &DetachArgs, out: &mut dyn Write) -> Result<(), CliError
     writeln!(out, "{who} has {}", gates(left.len())).map_err(CliError::Stdout)?;
     for gate in &left {
         let departure = gate.leave().map_err(failed)?;
-        let mut said = format!(
-            "  {} of {} functions are as they were before; it stood still for {:.1} ms",
-            departure.taken_out,
-            gate.functions(),
-            departure.stood.as_secs_f64() * 1e3
-        );
+        let mut said = if gate.functions() == 0 {
+            "  none of its functions had been changed yet".to_owned()
+        } else {
+            format!("  {} of {} functions are as they were before", departure.taken_out, gate.functions())
+        };
         if departure.left_alone > 0 {
             said += &format!("; {} had been put back already, or changed by others", departure.left_alone);
+        }
+        if departure.closed > 0 {
+            said += "; its file was open, and is closed";
         }
         match departure.stays {
             Some(stay) => said += &format!("; its memory stays, and nothing leads there any more: {stay}"),
             None => said += "; its memory is gone",
         }
-        writeln!(out, "{said}").map_err(CliError::Stdout)?;
+        let stood_ms = departure.stood.as_secs_f64() * 1e3;
+        writeln!(out, "{said}; it stood still for {stood_ms:.1} ms").map_err(CliError::Stdout)?;
     }
     Ok(())
 }

@@ -107,6 +107,10 @@ fn record(pid: u32, error: &RecordError) -> String {
     match error {
         RecordError::Process(error) => process(error),
         RecordError::Gate(error) => gate(pid, error),
+        RecordError::Changed { .. } => {
+            "end the tool that has changed it, or start the program anew; `heaptap detach` takes out what a heaptap has left"
+                .to_owned()
+        }
         RecordError::NotGated { .. } => format!(
             "use --gate alone, which takes ordinary probes then; `heaptap inspect --gate --pid {pid}` shows what can be gated"
         ),

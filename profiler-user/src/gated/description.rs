@@ -94,6 +94,17 @@ impl Jump {
     }
 }
 
+/// What the beginning of a gate's file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Nothing: whoever made the file was killed before it was whole, and no jump leads there.
+    Unfinished,
+    /// What the gate has changed.
+    Whole(Description),
+    /// Something else: it is none of ours, or of another version of heaptap.
+    Unknown,
+}
+
 impl Description {
     /// That of a gate at these places.
     pub fn new(code: Range<u64>, data: Range<u64>, layout: Layout, jumps: Vec<Jump>) -> Self {
@@ -110,24 +121,33 @@ impl Description {
         (OTHER_BYTES + FUNCTION_BYTES * functions as u64).next_multiple_of(PAGE_BYTES)
     }
 
-    /// What is written; where a text can be of no such type, nothing, which nobody takes for a gate.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let Ok(text) = serde_json::to_vec(self) else { return Vec::new() };
-        [MAGIC, (text.len() as u64).to_le_bytes().as_slice(), &text].concat()
+    /// Writes it. What it begins with comes last, for that says that all is there.
+    pub fn write(&self, mut write_at: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+        let text = serde_json::to_vec(self).map_err(io::Error::from)?;
+        let behind = [(text.len() as u64).to_le_bytes().as_slice(), &text].concat();
+        if (MAGIC.len() + behind.len()) as u64 > Self::bytes_for(self.jumps.len()) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        write_at(&behind, MAGIC.len() as u64)?;
+        write_at(MAGIC, 0)
     }
 
-    /// Reads what was written; `None` where it is no description of a gate.
-    pub fn read(file: &mut impl Read) -> io::Result<Option<Self>> {
-        let mut start = [0; MAGIC.len() + 8];
-        file.read_exact(&mut start)?;
-        let (magic, length) = start.split_at(MAGIC.len());
-        let length = length.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    /// Reads what was written.
+    pub fn read(file: &mut impl Read) -> io::Result<Reading> {
+        let mut start = Vec::new();
+        file.by_ref().take(MAGIC.len() as u64 + 8).read_to_end(&mut start)?;
+        let (magic, length) = start.split_at_checked(MAGIC.len()).unwrap_or((&start, &[]));
+        if magic.iter().all(|byte| *byte == 0) {
+            return Ok(Reading::Unfinished);
+        }
+        let length = length.first_chunk().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
         if magic != MAGIC || length > LIMIT_BYTES {
-            return Ok(None);
+            return Ok(Reading::Unknown);
         }
         let mut text = Vec::new();
         file.take(length).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice::<Self>(&text).ok().filter(Self::is_sound))
+        let description = serde_json::from_slice::<Self>(&text).ok().filter(Self::is_sound);
+        Ok(description.map_or(Reading::Unknown, Reading::Whole))
     }
 
     /// Whether it may be that of a gate: jumps that lead into its code, and nothing else, are ever taken out.
@@ -138,35 +158,61 @@ impl Description {
         is_range(&self.code)
             && is_range(&self.data)
             && self.data.end - self.data.start == self.layout().bytes()
-            && self
-                .jumps
-                .iter()
-                .all(|jump| jump.jump.first() == Some(&0xe9) && self.code.contains(&jump.target()))
+            && self.jumps.iter().all(|jump| {
+                jump.jump.first() == Some(&0xe9)
+                    && jump.address < 1 << 63
+                    && self.code.contains(&jump.target())
+                    && !self.code.contains(&jump.address)
+            })
+            && !overlap(&self.jumps)
     }
+}
+
+/// Whether any two of them lie on each other: which of them is taken out first would then matter.
+fn overlap(jumps: &[Jump]) -> bool {
+    let mut addresses: Vec<u64> = jumps.iter().map(|jump| jump.address).collect();
+    addresses.sort_unstable();
+    addresses.windows(2).any(|pair| matches!(pair, [one, next] if next - one < JUMP_BYTES as u64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
 
     fn description(functions: u64) -> Description {
         let layout = Layout::for_blocks(0);
         let (code, data) =
             (0x7f00_0000_0000..0x7f00_0000_4000, 0x7fff_0000_0000..0x7fff_0000_0000 + layout.bytes());
         let jump = |number| {
-            Jump::to(0x7f00_1000_0000 + number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap()
+            Jump::to(0x7f00_1000_0000 + 16 * number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap()
         };
         Description::new(code, data, layout, (0..functions).map(jump).collect())
+    }
+
+    /// The file, all of it.
+    fn bytes_of(description: &Description) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(Description::bytes_for(description.jumps.len())).unwrap()];
+        let write = |part: &[u8], at: u64| {
+            let at = usize::try_from(at).unwrap();
+            bytes[at..at + part.len()].copy_from_slice(part);
+            Ok(())
+        };
+        description.write(write).unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Reading {
+        Description::read(&mut &*bytes).unwrap()
     }
 
     #[test]
     fn what_was_written_is_read_again_and_has_room() {
         for functions in [0, 1, 9, 23, 24, 115] {
             let description = description(functions);
-            let bytes = description.to_bytes();
-            let room = Description::bytes_for(description.jumps.len());
-            assert!(bytes.len() as u64 <= room, "{} of {room}", bytes.len());
-            assert_eq!(Description::read(&mut bytes.as_slice()).unwrap(), Some(description));
+            let bytes = bytes_of(&description);
+            assert_eq!(bytes.len() as u64, Description::bytes_for(description.jumps.len()));
+            assert_eq!(read(&bytes), Reading::Whole(description));
         }
     }
 
@@ -197,27 +243,85 @@ mod tests {
     }
 
     #[test]
+    fn who_is_killed_while_it_is_written_leaves_nothing() {
+        let mut parts = Vec::new();
+        let write = |part: &[u8], at| {
+            parts.push((part.to_vec(), at));
+            Ok(())
+        };
+        description(9).write(write).unwrap();
+        let (last, at) = parts.pop().unwrap();
+        assert_eq!((last.as_slice(), at), (&MAGIC[..], 0));
+        let mut bytes = vec![0; 4096];
+        for (part, at) in parts {
+            let at = usize::try_from(at).unwrap();
+            for length in [part.len() / 2, part.len()] {
+                bytes[at..at + length].copy_from_slice(&part[..length]);
+                assert_eq!(read(&bytes), Reading::Unfinished);
+            }
+        }
+        assert_eq!(read(&[]), Reading::Unfinished, "it has no length yet");
+        assert_eq!(read(&[0; 64]), Reading::Unfinished);
+    }
+
+    #[test]
     fn what_lies_is_no_description() {
-        let read = |bytes: &[u8]| Description::read(&mut &*bytes);
-        let good = description(2).to_bytes();
-        assert!(read(&[]).is_err());
-        assert!(read(&good[..20]).is_err());
-        assert_eq!(read(&good[..60]).unwrap(), None, "it is cut off");
-        assert_eq!(read(&[0; 64]).unwrap(), None);
+        let good = bytes_of(&description(2));
+        assert_eq!(read(&good[..20]), Reading::Unknown);
+        assert_eq!(read(&good[..60]), Reading::Unknown, "it is cut off");
+        let mut other = good.clone();
+        other[13] = b'2';
+        assert_eq!(read(&other), Reading::Unknown, "it is of another version");
         let with = |change: &dyn Fn(&mut Description)| {
             let mut other = description(2);
             change(&mut other);
-            read(&other.to_bytes()).unwrap()
+            matches!(read(&bytes_of(&other)), Reading::Whole(_))
         };
-        assert!(with(&|_| {}).is_some());
-        assert_eq!(with(&|other| other.code.end = other.code.start), None);
-        assert_eq!(with(&|other| other.code.end = u64::MAX), None);
-        assert_eq!(with(&|other| other.data.end += PAGE_BYTES), None);
-        assert_eq!(with(&|other| other.bucket_bits = 64), None);
-        assert_eq!(with(&|other| other.jumps[1].jump[0] = 0x90), None);
-        assert_eq!(with(&|other| other.jumps[1].address += 1 << 20), None, "it leads elsewhere");
+        assert!(with(&|_| {}));
+        assert!(!with(&|other| other.code.end = other.code.start));
+        assert!(!with(&|other| other.code.end = u64::MAX));
+        assert!(!with(&|other| other.data.end += PAGE_BYTES));
+        assert!(!with(&|other| other.bucket_bits = 64));
+        assert!(!with(&|other| other.jumps[1].jump[0] = 0x90));
+        assert!(!with(&|other| other.jumps[1].address += 1 << 20), "it leads elsewhere");
+        assert!(!with(&|other| other.jumps[1].address = u64::MAX));
+        assert!(!with(&|other| other.jumps[1] = other.jumps[0]), "they lie on each other");
+        let within = |other: &mut Description| {
+            let at = other.code.start + 64;
+            other.jumps[1] = Jump::to(at, [0; JUMP_BYTES], at + 128).unwrap();
+        };
+        assert!(!with(&within), "it lies in the gate");
         let mut long = good;
         long[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert_eq!(read(&long).unwrap(), None);
+        assert_eq!(read(&long), Reading::Unknown);
+    }
+
+    #[test]
+    fn whatever_is_there_is_read_within_bounds() {
+        let mut numbers = Numbers::new();
+        let good = bytes_of(&description(3));
+        let text = good.iter().rposition(|byte| *byte != 0).unwrap();
+        let mut whole = 0;
+        for _ in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..1 + numbers.below(4) {
+                let at = usize::try_from(numbers.below(text as u64)).unwrap();
+                bytes[at] = numbers.next().to_le_bytes()[0];
+            }
+            if let Reading::Whole(description) = read(&bytes) {
+                whole += 1;
+                assert!(description.is_sound() && description.jumps.len() <= 3);
+            }
+        }
+        // Digits may be other digits.
+        assert!(whole > 0);
+        // Lengths and texts that are nothing but long.
+        for filler in [b'[', b'{', b' ', b'1', b'"'] {
+            let length = LIMIT_BYTES.to_le_bytes();
+            let endless = MAGIC.iter().chain(&length).copied().chain(std::iter::repeat_n(filler, 1 << 20));
+            let mut endless = io::Cursor::new(endless.collect::<Vec<u8>>());
+            assert_eq!(Description::read(&mut endless).unwrap(), Reading::Unknown);
+            assert_eq!(endless.position(), LIMIT_BYTES + 24);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Description, Gate, GateError, Jump, Prepared, memory::is_mapped, prepared::LookedAt, sharing, stop,
+    Description, Gate, GateError, Jump, Prepared, files::is_mapped, prepared::LookedAt, sharing, stop,
 };
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 

@@ -1,11 +1,12 @@
 //! Taking a gate out: first the jumps into it, then its memory, once nobody is in there any more.
 
-use std::{fmt, fs::File, thread, time::Duration};
+use std::{fmt, fs::File, ops::Range, thread, time::Duration};
 
 use super::{
     Description, Gate, GateError, Jump,
     entering::take_out,
-    memory::{is_mapped, unmap},
+    files::{is_mapped, is_open},
+    memory::{close, unmap},
     sharing, stop,
 };
 use crate::target::{
@@ -26,11 +27,13 @@ pub struct Departure {
     pub taken_out: usize,
     /// How many were not: somebody else has changed them since, or their library has gone.
     pub left_alone: usize,
+    /// How many descriptors were open still, and are closed.
+    pub closed: usize,
     /// Why its memory is there still; `None` where it is gone.
     pub stays: Option<Stay>,
 }
 
-/// Why a gate's memory stays where nothing leads to it any more.
+/// Why a gate's memory stays in its process, where nothing leads to it any more as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stay {
     /// A call in its sample has not come back: a thread is in it, or never will be again.
@@ -41,6 +44,8 @@ pub enum Stay {
     NoCall,
     /// Another process has the same memory.
     Shared,
+    /// It does not say what it has changed, or not so that we understand it.
+    Unknown,
 }
 
 impl fmt::Display for Stay {
@@ -50,20 +55,46 @@ impl fmt::Display for Stay {
             Self::Changed => "a function was changed by somebody else, and may lead there",
             Self::NoCall => "none of its threads can make a system call for heaptap, as where calls are filtered (seccomp)",
             Self::Shared => "another process has the same memory",
+            Self::Unknown => "it is of another version of heaptap, or none of its",
         })
     }
+}
+
+/// What there is of a gate in a process.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    /// What it has changed; `None` where that has not been begun, or is not known.
+    pub(super) description: Option<Description>,
+    /// Whether it may have changed something else.
+    pub(super) is_unknown: bool,
+    /// How many functions it says that it has changed.
+    pub(super) functions: usize,
+    /// Those of its jumps that may be taken out again.
+    pub(super) jumps: Vec<Jump>,
+    /// Where its file is mapped.
+    pub(super) ranges: Vec<Range<u64>>,
+    /// By which descriptors the process has its file open.
+    pub(super) descriptors: Vec<u64>,
 }
 
 impl Gate {
     /// Takes the gate out of its process. One that has replaced its program, or ended, has none.
     pub fn leave(&self) -> Result<Departure, GateError> {
-        leave(self.pid, &self.file, &self.description)
+        let Description { code, data, jumps, .. } = &self.description;
+        let remains = Remains {
+            functions: jumps.len(),
+            jumps: jumps.clone(),
+            ranges: vec![code.clone(), data.clone()],
+            description: Some(self.description.clone()),
+            ..Remains::default()
+        };
+        leave(self.pid, &self.file, &remains)
     }
 }
 
-/// Takes out the gate that this describes.
-pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<Departure, GateError> {
-    let mut departure = Departure::default();
+/// Takes out what there is of the gate that has this file.
+pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departure, GateError> {
+    let mut departure = Departure { left_alone: remains.functions, ..Departure::default() };
     let mut pause = FIRST_PAUSE;
     let mut is_taken_out = false;
     for look in 0..LOOKS {
@@ -76,9 +107,6 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
             Err(StopError::Gone { .. }) => return Ok(Departure { stays: None, ..departure }),
             Err(error) => return Err(error.into()),
         };
-        if !is_mapped(pid, &description.code, file) {
-            return Ok(Departure { stays: None, ..departure });
-        }
         let other = sharing::first_of(pid);
         if let Some(other) = other {
             if !is_taken_out && look == LOOKS - 1 {
@@ -87,12 +115,27 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
             departure.stays = Some(Stay::Shared);
             continue;
         }
-        if !is_taken_out {
-            departure.taken_out = take_out(&stopped, &description.jumps)?;
-            departure.left_alone = description.jumps.len() - departure.taken_out;
+        for descriptor in remains.descriptors.iter().filter(|descriptor| is_open(pid, **descriptor, file)) {
+            close(&stopped, *descriptor)?;
+            departure.closed += 1;
+        }
+        // Somebody else may have the addresses by now.
+        let there: Vec<&Range<u64>> =
+            remains.ranges.iter().filter(|range| is_mapped(pid, range, file)).collect();
+        if there.is_empty() {
+            return Ok(Departure { stays: None, ..departure });
+        }
+        let described = remains.description.as_ref().filter(|described| there.contains(&&described.code));
+        if described.is_some() && !is_taken_out {
+            departure.taken_out = take_out(&stopped, &remains.jumps)?;
+            departure.left_alone = remains.functions - departure.taken_out;
             is_taken_out = true;
         }
-        departure.stays = unmap_if_empty(&stopped, description)?;
+        departure.stays = if remains.is_unknown {
+            Some(Stay::Unknown)
+        } else {
+            unmap_if_empty(&stopped, described, &there)?
+        };
         departure.stood = departure.stood.max(stopped.release());
         if !matches!(departure.stays, Some(Stay::Inside)) {
             break;
@@ -101,23 +144,42 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
     Ok(departure)
 }
 
-/// Takes the gate's memory from the process, unless a thread is in there, or may come back to it.
-fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<Option<Stay>, GateError> {
-    let Description { code, data, .. } = description;
-    let inside = stopped.read(data.start + description.layout().inside(), 8)?;
-    let words = stopped.find_words(std::slice::from_ref(code))?;
-    // A call that will never return is counted as inside for ever; then nothing may lead back at all.
-    let is_certain = words.found.is_empty() && words.unseen.is_empty();
-    if words.has_interrupted() || (inside != [0; 8] && !is_certain) {
+/// Takes a gate's memory from the process; gives why not where it is in use.
+fn unmap_if_empty(
+    stopped: &Stopped,
+    described: Option<&Description>,
+    there: &[&Range<u64>],
+) -> Result<Option<Stay>, GateError> {
+    let ranges: Vec<Range<u64>> = there.iter().copied().cloned().collect();
+    let code = described.map_or_else(|| ranges.clone(), |description| vec![description.code.clone()]);
+    let words = stopped.find_words(&code)?;
+    if words.has_interrupted() {
         return Ok(Some(Stay::Inside));
     }
-    // Functions that somebody else has changed may still lead here by way of what they have taken along.
-    let is_changed = |jump: &Jump| stopped.read(jump.address, JUMP_BYTES).is_ok_and(|is| !jump.is_out(&is));
-    if description.jumps.iter().any(is_changed) {
-        return Ok(Some(Stay::Changed));
+    if let Some(description) = described {
+        let Description { data, jumps, .. } = description;
+        // A call that will never return is counted as inside for ever; then nothing may lead back at all.
+        let is_certain = words.found.is_empty() && words.unseen.is_empty();
+        let inside = data.start + description.layout().inside();
+        if !is_certain && there.contains(&data) && stopped.read(inside, 8)? != [0; 8] {
+            return Ok(Some(Stay::Inside));
+        }
+        // Functions that somebody else has changed may still lead here by way of what they have taken along.
+        let is_changed =
+            |jump: &Jump| stopped.read(jump.address, JUMP_BYTES).is_ok_and(|is| !jump.is_out(&is));
+        if jumps.iter().any(is_changed) {
+            return Ok(Some(Stay::Changed));
+        }
     }
-    match unmap(stopped, code).and_then(|()| unmap(stopped, data)) {
-        Err(StopError::NoThread { .. } | StopError::NoInstruction { .. }) => Ok(Some(Stay::NoCall)),
-        unmapped => Ok(unmapped.map(|()| None)?),
+    for range in ranges {
+        match unmap(stopped, &range) {
+            Ok(()) => {}
+            // A filter that has come since.
+            Err(StopError::NoThread { .. } | StopError::NoInstruction { .. }) => {
+                return Ok(Some(Stay::NoCall));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(None)
 }

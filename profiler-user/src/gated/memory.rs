@@ -1,24 +1,16 @@
 //! A gate's memory in its process: a file that is nowhere but in memory, mapped twice.
 
-use std::{
-    ffi::CStr,
-    fs::File,
-    io,
-    ops::Range,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
-};
+use std::{ffi::CStr, fs::File, ops::Range};
 
-use super::{GateError, stop};
-use crate::target::{
-    process::live_thread,
-    stopped::{Argument, StopError, Stopped},
+use super::{
+    GateError,
+    files::{is_mapped, lock, open},
+    stop,
 };
+use crate::target::stopped::{Argument, StopError, Stopped};
 
 /// The file's name, which the kernel shows as `/memfd:heaptap-gate (deleted)`.
 const NAME: &CStr = c"heaptap-gate";
-
-/// The same as it stands in the list of a process's mappings.
-pub(super) const MAPPED_NAME: &[u8] = b"/memfd:heaptap-gate (deleted)";
 
 /// `MFD_EXEC` of include/uapi/linux/memfd.h (v6.3): without it, `vm.memfd_noexec` decides.
 const MFD_EXEC: u64 = 0x10;
@@ -45,7 +37,7 @@ impl Memory {
     ) -> Result<Self, GateError> {
         let descriptor = create(stopped)?;
         let mapped = Self::map_file(stopped, pid, descriptor, at, code_bytes, data_bytes);
-        let closed = stopped.syscall(number(libc::SYS_close), [descriptor]);
+        let closed = close(stopped, descriptor);
         let memory = mapped?;
         closed?;
         Ok(memory)
@@ -140,51 +132,9 @@ pub(super) fn unmap(stopped: &Stopped, range: &Range<u64>) -> Result<(), StopErr
     stopped.syscall(number(libc::SYS_munmap), [range.start, range.end - range.start]).map(drop)
 }
 
-/// Opens a file that the process has open.
-fn open(pid: u32, descriptor: u64) -> io::Result<File> {
-    // The first thread may have ended, and has no files then.
-    let thread = live_thread(pid).ok_or(io::ErrorKind::NotFound)?;
-    File::options().read(true).write(true).open(format!("/proc/{thread}/fd/{descriptor}"))
-}
-
-/// Opens a file that the process has mapped there.
-pub(super) fn open_mapped(pid: u32, range: &Range<u64>) -> io::Result<File> {
-    File::options().read(true).write(true).open(mapped_path(pid, range))
-}
-
-/// Whether this is the file that the process has mapped there.
-pub(super) fn is_mapped(pid: u32, range: &Range<u64>, file: &File) -> bool {
-    let (Ok(there), Ok(ours)) = (std::fs::metadata(mapped_path(pid, range)), file.metadata()) else {
-        return false;
-    };
-    (there.dev(), there.ino()) == (ours.dev(), ours.ino())
-}
-
-fn mapped_path(pid: u32, range: &Range<u64>) -> String {
-    let thread = live_thread(pid).unwrap_or(pid);
-    format!("/proc/{thread}/map_files/{:x}-{:x}", range.start, range.end)
-}
-
-/// Notes that somebody counts by it in this process, for its children have the same file; the kernel forgets that when ours is closed.
-///
-/// What is locked is the byte of the process's number, whatever is there, by a lock of the open file itself (`F_OFD_SETLK`).
-pub(super) fn lock(file: &File, pid: u32) -> Result<(), GateError> {
-    let wanted = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: pid.into(),
-        l_len: 1,
-        l_pid: 0,
-    };
-    // SAFETY: the kernel reads the struct, which is what this command takes.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const wanted) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Err(GateError::Taken { pid }),
-        _ => Err(GateError::file(pid, "locked")(error)),
-    }
+/// Has the process close a descriptor.
+pub(super) fn close(stopped: &Stopped, descriptor: u64) -> Result<(), StopError> {
+    stopped.syscall(number(libc::SYS_close), [descriptor]).map(drop)
 }
 
 fn number(call: libc::c_long) -> u64 {

@@ -8,6 +8,8 @@ mod error;
 
 mod description;
 
+mod files;
+
 mod memory;
 
 mod sharing;
@@ -24,7 +26,7 @@ mod left;
 
 mod feeding;
 
-pub use description::{Description, Jump};
+pub use description::{Description, Jump, Reading};
 pub use error::GateError;
 pub use feeding::Feeder;
 pub use leaving::{Departure, Stay};
@@ -107,13 +109,13 @@ impl Gate {
         if !gate.is_mapped() {
             return Ok(None);
         }
-        memory::lock(&self.file, child)?;
+        files::lock(&self.file, child)?;
         Ok(Some(gate))
     }
 
     /// Whether its process has it.
     pub fn is_mapped(&self) -> bool {
-        memory::is_mapped(self.pid, &self.description.code, &self.file)
+        files::is_mapped(self.pid, &self.description.code, &self.file)
     }
 
     /// Whether calls go through it: not where its functions' library was unloaded.

@@ -177,8 +177,7 @@ fn fill(
 ) -> Result<(), GateError> {
     let room = description.code.end - description.code.start;
     let bytes = described + gates.bytes.len() as u64;
-    let text = description.to_bytes();
-    if bytes > room || text.len() as u64 > described {
+    if bytes > room {
         return Err(GateError::TooLarge { bytes, room });
     }
     let layout = description.layout();
@@ -187,7 +186,7 @@ fn fill(
         feeding::write_gaps(file, room + layout.gaps(), interval_bytes)?;
         file.write_all_at(&budgets(interval_bytes)?, room + layout.budgets())?;
         // Last, for it says that all is there.
-        file.write_all_at(&text, 0)
+        description.write(|bytes, at| file.write_all_at(bytes, at))
     };
     write().map_err(GateError::file(pid, "written"))
 }

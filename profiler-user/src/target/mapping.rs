@@ -21,12 +21,14 @@ pub(crate) struct Mapping {
     /// First address behind it.
     pub(crate) end: u64,
     pub(crate) is_executable: bool,
+    /// Whether what is written there is seen by nobody else.
+    pub(crate) is_private: bool,
     /// Whether the process may do anything at all with it, which it may not with the guard below a stack.
     pub(super) is_accessible: bool,
     /// Offset in the file of the first address, in bytes.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Which file; `None` for memory that no file stands for.
-    pub(super) inode: Option<Inode>,
+    pub(crate) inode: Option<Inode>,
     /// The file's name, or the kernel's for what has no file; empty for anonymous memory.
     pub(crate) name: Vec<u8>,
 }
@@ -90,9 +92,10 @@ impl Mapping {
         // The kernel's own names are in brackets, also that of shared memory, which has an inode.
         let is_file = number != 0 && !name.starts_with(b"[");
         let is_executable = access.get(2) == Some(&b'x');
+        let is_private = access.get(3) == Some(&b'p');
         let is_accessible = !access.starts_with(b"---");
         let inode = is_file.then_some(inode);
-        Some(Self { start, end, is_executable, is_accessible, offset, inode, name })
+        Some(Self { start, end, is_executable, is_private, is_accessible, offset, inode, name })
     }
 }
 
@@ -119,7 +122,7 @@ mod tests {
             let mapping = Mapping::parse(&line).expect("a line");
             assert_eq!((mapping.start, mapping.end, mapping.offset), (0x7f00, 0x7f0a, 0x1e000));
             assert_eq!(mapping.inode, Some((0xfe, 1, 123)));
-            assert!(mapping.is_executable);
+            assert!(mapping.is_executable && mapping.is_private);
             assert_eq!(mapping.name, name);
         }
     }

@@ -11,6 +11,7 @@ use super::{
     children::attach_inherited,
     gates::Gates,
     inherited::Inherited,
+    intact,
     kernel::Kernel,
     recording::{RecordError, Recording, lock},
     sites::{self, Site},
@@ -213,6 +214,7 @@ pub(super) fn attach_to(
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = || ProcessError::Gone { pid: process.pid() };
+    intact::check(process, wanted.allocators.iter().map(|(_, allocator)| *allocator), space)?;
     let loader = wanted
         .known_loaders
         .and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));

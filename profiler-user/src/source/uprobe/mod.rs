@@ -30,6 +30,8 @@ mod attach;
 
 mod inherited;
 
+mod intact;
+
 mod own_code;
 
 mod mappings;

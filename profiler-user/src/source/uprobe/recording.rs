@@ -74,6 +74,20 @@ pub enum RecordError {
     /// The probes could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// Somebody has written over a function that would be probed.
+    #[error(
+        "{function} at {address:#x} of process {pid} is not what its file has there, but {is:02x?}: another tool has changed it, and a probe there would break it"
+    )]
+    Changed {
+        /// The process's PID.
+        pid: u32,
+        /// The function.
+        function: String,
+        /// Where.
+        address: u64,
+        /// What is there.
+        is: Vec<u8>,
+    },
     /// A gate is wanted, and there is none.
     #[error("process {pid} cannot be gated: {reasons}")]
     NotGated {
