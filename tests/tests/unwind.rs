@@ -4,7 +4,6 @@
 use heaptap_tests::compile::{self, Variant};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, Serving, path_str};
-use heaptap_tests::kernel;
 use heaptap_tests::profile::Profile;
 use rustix::process::Signal;
 
@@ -117,25 +116,14 @@ fn a_stripped_program_is_walked_by_the_debug_frame_of_its_debug_file() {
     assert_guest_is_whole(guest, &["main"], &["--debug-dir", path_str(&debug_dir)]);
 }
 
-/// Whether stacks through C and Go are learned: before Linux 6.12 one of the two ways between them is not, which is counted (README, limits).
-fn learns_go() -> bool {
-    kernel::is_at_least(6, 12)
-}
-
 #[test]
 fn c_that_go_calls_and_that_calls_go_is_walked_through_both() {
-    if !learns_go() {
-        return;
-    }
     let guest = Guest::start_program("cgo", &compile::cgo(true));
     assert_guest_is_whole(guest, &["main.main", "thread_entry"], &[]);
 }
 
 #[test]
 fn c_that_go_without_names_calls_is_walked() {
-    if !learns_go() {
-        return;
-    }
     let mut guest = Guest::start_program("cgo", &compile::cgo(false));
     let recording = Recording::attach(guest.pid());
     for _ in 0..LEARNING_RUNS {

@@ -56,13 +56,13 @@ impl Frame {
             return Err(WalkEnd::NotAscending);
         }
         let fp = match row.fp_rule() {
-            AT_CFA => FramePointer::SavedAt(cfa.wrapping_add(row.fp_offset())),
-            AT_FP => FramePointer::SavedAt(self.fp(memory)?.wrapping_add(row.fp_offset())),
+            AT_CFA => FramePointer::saved_at(cfa.wrapping_add(row.fp_offset())),
+            AT_FP => FramePointer::saved_at(self.fp(memory)?.wrapping_add(row.fp_offset())),
             _ => self.fp,
         };
         let mut return_address = cfa.wrapping_sub(8);
         if row.kind() == Kind::Interpreter as u8
-            && let FramePointer::SavedAt(record) = fp
+            && let Some(record) = fp.place()
         {
             return_address = record.wrapping_add(8);
         }
@@ -77,14 +77,14 @@ impl Frame {
         let fp = self.fp(memory)?;
         let cfa = fp.wrapping_add(row.cfa_offset());
         if row.fp_rule() != FpRule::AtCfa as u8 || row.fp_offset() != BESIDE {
-            return Self { fp: FramePointer::Is(fp), ..*self }.caller_at(row, cfa, memory);
+            return Self { fp: FramePointer::is(fp), ..*self }.caller_at(row, cfa, memory);
         }
         if cfa <= self.sp {
             return Err(WalkEnd::NotAscending);
         }
         // Callers of code with frame pointers mostly have some too: both are read at once.
         let [fp, pc] = read_pair(memory, cfa.wrapping_sub(16))?;
-        called_from(pc, cfa, FramePointer::Is(fp))
+        called_from(pc, cfa, FramePointer::is(fp))
     }
 
     /// The caller of a frame of which rbp is the frame pointer. Where it may be on another stack, there is no order to check.
@@ -103,7 +103,7 @@ impl Frame {
             return Err(WalkEnd::NotAscending);
         }
         let [fp, pc] = read_pair(memory, record)?;
-        called_from(pc, record.wrapping_add(16), FramePointer::Is(fp))
+        called_from(pc, record.wrapping_add(16), FramePointer::is(fp))
     }
 
     /// The frame that a signal interrupted.
@@ -114,7 +114,7 @@ impl Frame {
     #[inline(always)]
     fn interrupted(&self, memory: &impl ReadMemory) -> Result<Self, WalkEnd> {
         let registers = self.sp.wrapping_add(40);
-        let fp = FramePointer::SavedAt(registers.wrapping_add(10 * 8));
+        let fp = FramePointer::saved_at(registers.wrapping_add(10 * 8));
         let [sp, pc] = read_pair(memory, registers.wrapping_add(15 * 8))?;
         // A handler may run on a stack of its own, above or below the interrupted one: there is no order to check.
         called_from(pc, sp, fp).map(|frame| Self { pc: pc.wrapping_add(1), ..frame })

@@ -11,7 +11,9 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
 )
 
 // Set by the linker where the program is made without names.
@@ -49,7 +51,24 @@ func isCalledBack() {
 	C.call_back_from_thread(77)
 }
 
+// Has the runtime make all the threads that it will need, each of which allocates a few blocks: one for whatever may run at
+// the same time, and some more for what waits in C. None of them ends before the program does.
+func startThreads() {
+	threads := runtime.GOMAXPROCS(0) + 4
+	C.expect(C.int(threads))
+	var met sync.WaitGroup
+	met.Add(threads)
+	for thread := 0; thread < threads; thread++ {
+		go func() {
+			C.meet()
+			met.Done()
+		}()
+	}
+	met.Wait()
+}
+
 func main() {
+	startThreads()
 	C.say_ready()
 	commands := bufio.NewScanner(os.Stdin)
 	for commands.Scan() {

@@ -56,6 +56,21 @@ KEEP void call_back_from_thread(size_t size)
     pthread_join(thread, NULL);
 }
 
+static pthread_barrier_t all;
+
+/* How many threads are to meet. */
+void expect(int threads)
+{
+    if (pthread_barrier_init(&all, NULL, (unsigned)threads))
+        fatal("no barrier");
+}
+
+/* Waits until as many threads are here: none of them can do two things at once. */
+void meet(void)
+{
+    pthread_barrier_wait(&all);
+}
+
 void say_ready(void)
 {
     say("ready");
