@@ -157,7 +157,9 @@ fn unmap_if_empty(
     }
     let ranges: Vec<Range<u64>> = there.iter().copied().cloned().collect();
     let code = described.map_or_else(|| ranges.clone(), |description| vec![description.code.clone()]);
-    if !stopped.find_words(&code)?.found.is_empty() {
+    // Nobody is inside who would be counted: of a call that is over, the address may lie about where a function has yet to write.
+    let is_over = |word: u64| described.is_some_and(|description| description.returns.contains(&word));
+    if stopped.find_words(&code)?.found.iter().any(|found| found.at.is_none() || !is_over(found.word)) {
         return Ok(Some(Stays::Inside));
     }
     for range in ranges {

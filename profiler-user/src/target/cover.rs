@@ -59,6 +59,8 @@ pub enum Refusal {
     TwoPages,
     /// Something in the file jumps behind the jump's first byte.
     JumpedInto,
+    /// Another function begins behind the jump's first byte.
+    EnteredInside,
     /// It jumps back to its own beginning, which would be taken for another call.
     Loops,
     /// One of the instructions cannot be carried out elsewhere.
@@ -73,6 +75,7 @@ impl fmt::Display for Refusal {
             Self::TooShort => out.write_str("is shorter than the jump"),
             Self::TwoPages => out.write_str("has the end of a page where the jump would be"),
             Self::JumpedInto => out.write_str("is jumped into where the jump would be"),
+            Self::EnteredInside => out.write_str("has another function begin where the jump would be"),
             Self::Loops => out.write_str("jumps back to its own beginning"),
             Self::Fixed(instruction) => {
                 write!(out, "begins with what cannot be done elsewhere: {instruction}")
