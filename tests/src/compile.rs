@@ -231,6 +231,14 @@ pub fn loads_allocator_by_musl() -> (PathBuf, PathBuf) {
     (folder.join("loads-allocator"), folder.join("libbump.so"))
 }
 
+/// A library with an allocator into the middle of which another function of it reaches.
+pub fn lying_allocator() -> PathBuf {
+    let name = "libentered";
+    let library = format!("{name}.so");
+    build(&[c("cc", &format!("{name}.c"), Variant::NoFramePointers).flags(LIBRARY).output(&library)])
+        .join(library)
+}
+
 /// Compiles every program in every way that a test might ask for, for tests that run where no compiler is.
 pub fn every_program() -> Vec<PathBuf> {
     let folder = source("");

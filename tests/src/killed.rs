@@ -20,6 +20,9 @@ use nix::unistd::Pid;
 pub enum Steps {
     /// Those that change another process, or what the kernel does in it.
     OnOthers,
+    /// Those that write into another process, stop it or let it go: not what only asks, nor what the kernel does by itself when the program
+    /// ends.
+    Writing,
     /// All of them.
     All,
 }
@@ -28,12 +31,19 @@ pub enum Steps {
 /// then checked what it leaves behind. Returns how often it was killed. The run that gets through has to succeed.
 ///
 /// The check is told where the program was killed, for messages.
-pub fn killed_at_every_step(
+pub fn killed_at_every_step(steps: Steps, start: impl FnMut() -> Command, check: impl FnMut(&str)) -> usize {
+    killed_at_steps(steps, 1, start, check)
+}
+
+/// The same at every so many steps, from the first one on.
+pub fn killed_at_steps(
     steps: Steps,
+    every: usize,
     mut start: impl FnMut() -> Command,
     mut check: impl FnMut(&str),
 ) -> usize {
-    for last in 0.. {
+    for kills in 0.. {
+        let last = kills * every;
         let command = start();
         // The kernel knows threads for tracers, and children of others are not to be waited for.
         let killed = thread::scope(|scope| {
@@ -42,7 +52,7 @@ pub fn killed_at_every_step(
         });
         let Some(place) = killed else {
             check("nowhere: it got through");
-            return last;
+            return kills;
         };
         check(&format!("step {last}: {place}"));
     }
@@ -120,6 +130,7 @@ impl Run {
         let name = name(thread, entry.nr, &entry.args);
         let name = match self.steps {
             Steps::OnOthers => name?,
+            Steps::Writing => name.filter(|_| writes(entry.nr, &entry.args))?,
             Steps::All => name.unwrap_or_else(|| format!("call {}", entry.nr)),
         };
         self.begun.push((thread, name.clone()));
@@ -148,6 +159,18 @@ fn wait_for_any() -> WaitStatus {
             Err(Errno::EINTR) => {}
             status => return status.expect("there is something to wait for"),
         }
+    }
+}
+
+/// Whether a call is more than a question, and not undone by the kernel when its caller ends.
+fn writes(number: u64, [request, ..]: &[u64; 6]) -> bool {
+    /// Requests that change a thread (include/uapi/linux/ptrace.h): to write its memory and registers, to let it go on or go, to mask its
+    /// signals, to seize and to interrupt it.
+    const CHANGING: [u64; 12] = [4, 5, 6, 7, 9, 13, 15, 17, 0x4205, 0x420b, 0x4206, 0x4207];
+    match libc::c_long::try_from(number) {
+        Ok(libc::SYS_ptrace) => CHANGING.contains(request),
+        Ok(libc::SYS_bpf | libc::SYS_perf_event_open) => false,
+        _ => true,
     }
 }
 

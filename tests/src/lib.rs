@@ -26,6 +26,10 @@ pub mod profile;
 
 pub mod kernel;
 
+pub mod belongings;
+
+pub mod gating;
+
 pub mod killed;
 
 pub mod ledger;

@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    gate::layout::{Layout, PAGE_BYTES},
+    gate::{
+        code::Frame,
+        layout::{Layout, PAGE_BYTES},
+    },
     target::cover::JUMP_BYTES,
 };
 
@@ -38,6 +41,8 @@ pub struct Description {
     pub data: Range<u64>,
     /// The buckets of its table, as a power of two.
     bucket_bits: u32,
+    /// Where calls return to whose threads are counted.
+    pub(super) returns: Vec<u64>,
     /// The jumps into it.
     pub jumps: Vec<Jump>,
 }
@@ -108,7 +113,14 @@ pub enum Reading {
 impl Description {
     /// That of a gate at these places.
     pub fn new(code: Range<u64>, data: Range<u64>, layout: Layout, jumps: Vec<Jump>) -> Self {
-        Self { code, data, bucket_bits: layout.bucket_bits(), jumps }
+        Self { code, data, bucket_bits: layout.bucket_bits(), returns: Vec::new(), jumps }
+    }
+
+    /// The same with the places that counted calls return to.
+    pub(super) fn with_frames(mut self, frames: &[Frame]) -> Self {
+        let counted = frames.iter().filter(|frame| frame.is_counted);
+        self.returns = counted.map(|frame| frame.return_address).collect();
+        self
     }
 
     /// What lies where in the data.
@@ -187,7 +199,9 @@ mod tests {
         let jump = |number| {
             Jump::to(0x7f00_1000_0000 + 16 * number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap()
         };
-        Description::new(code, data, layout, (0..functions).map(jump).collect())
+        let frame = |number| Frame { return_address: code.end - number, cfa_offset: 16, is_counted: true };
+        let frames: Vec<Frame> = (0..functions).map(frame).collect();
+        Description::new(code.clone(), data, layout, (0..functions).map(jump).collect()).with_frames(&frames)
     }
 
     /// The file, all of it.

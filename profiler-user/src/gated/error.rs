@@ -30,6 +30,14 @@ pub enum GateError {
         /// Where its allocator begins.
         start: u64,
     },
+    /// The process may make no file in memory that is executable.
+    #[error(
+        "process {pid} may make no memory executable by a file of its own: vm.memfd_noexec is 2 where it runs"
+    )]
+    NoExec {
+        /// The process.
+        pid: u32,
+    },
     /// What was mapped is smaller than what is to go there: a defect of heaptap.
     #[error("the gate takes {bytes} bytes, and {room} were made ready")]
     TooLarge {

@@ -35,7 +35,13 @@ impl Memory {
         code_bytes: u64,
         data_bytes: u64,
     ) -> Result<Self, GateError> {
-        let descriptor = create(stopped)?;
+        let descriptor = create(stopped).map_err(|error| match error {
+            // Of this call, nothing else is not permitted.
+            StopError::Call { source, .. } if source.raw_os_error() == Some(libc::EACCES) => {
+                GateError::NoExec { pid }
+            }
+            error => error.into(),
+        })?;
         let mapped = Self::map_file(stopped, pid, descriptor, at, code_bytes, data_bytes);
         let closed = close(stopped, descriptor);
         let memory = mapped?;

@@ -77,9 +77,10 @@ impl Prepared {
             Ok::<_, GateError>(bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)))
         };
         let code = std::slice::from_ref(&old.description.code);
+        let is_over = |word: u64| old.description.returns.contains(&word);
         if word(layout.inside())? != 0
             || word(layout.overflows())? != known.overflows
-            || stopped.find_words(code)?.has_interrupted()
+            || stopped.find_words(code)?.found.iter().any(|found| found.at.is_none() || !is_over(found.word))
         {
             return Ok(false);
         }

@@ -80,6 +80,8 @@ pub enum Refusal {
     JumpedInto,
     /// Its first instruction can neither be undone nor carried out twice.
     Lasting(String),
+    /// Another function begins behind the jump's first byte.
+    EnteredInside,
     /// It jumps back to its own beginning, which would be taken for another call.
     Loops,
     /// One of the instructions cannot be carried out elsewhere.
@@ -97,6 +99,7 @@ impl fmt::Display for Refusal {
             Self::Lasting(instruction) => {
                 write!(out, "begins with what cannot be undone: {instruction}")
             }
+            Self::EnteredInside => out.write_str("has another function begin where the jump would be"),
             Self::Loops => out.write_str("jumps back to its own beginning"),
             Self::Fixed(instruction) => {
                 write!(out, "begins with what cannot be done elsewhere: {instruction}")

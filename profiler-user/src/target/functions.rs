@@ -42,7 +42,12 @@ pub struct Functions {
     segments: Segments,
     /// Functions that begin in front of one that was found and end behind its first byte.
     overlapping: HashMap<u64, String>,
+    /// How far behind the beginning of one that was found the next symbol of code is, where that is near.
+    next: HashMap<u64, u64>,
 }
+
+/// A symbol that is further behind is not near: more than a jump takes the place of.
+const NEAR_BYTES: u64 = 32;
 
 /// A name may stand in a table several times, in different versions, but not so often.
 const SAME_NAME_LIMIT: usize = 16;
@@ -91,6 +96,9 @@ impl Functions {
         let mut found: BTreeSet<u64> =
             self.by_name.values().flatten().map(|function| function.address).collect();
         for table in &tables {
+            self.find_next(table, &found);
+        }
+        for table in &tables {
             self.find_overlaps(table, &mut found);
         }
     }
@@ -132,6 +140,11 @@ impl Functions {
         self.overlapping.get(&address).map(String::as_str)
     }
 
+    /// Whether another symbol of code is less than so many bytes behind the beginning of a function that was found.
+    pub(super) fn has_symbol_within(&self, address: u64, bytes: u64) -> bool {
+        self.next.get(&address).is_some_and(|distance| *distance < bytes)
+    }
+
     fn collect<'data, R: ReadRef<'data>>(
         &mut self,
         table: &Table<'_, 'data, R>,
@@ -168,6 +181,22 @@ impl Functions {
                     is_local: !matches!(symbol.st_bind(), STB_GLOBAL | STB_WEAK),
                     is_chosen_at_load: kind == STT_GNU_IFUNC,
                 });
+            }
+        }
+    }
+
+    /// Notes how far behind the places `found` the next symbols are.
+    fn find_next<'data, R: ReadRef<'data>>(&mut self, table: &Table<'_, 'data, R>, found: &BTreeSet<u64>) {
+        let Table { symbols, endian, bias, .. } = *table;
+        for symbol in symbols.iter().take(SYMBOLS_LIMIT) {
+            let is_code = matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE);
+            if !is_code || symbol.st_shndx(endian) == SHN_UNDEF {
+                continue;
+            }
+            let at = symbol.st_value(endian).wrapping_add(bias);
+            for address in found.range(at.saturating_sub(NEAR_BYTES)..at) {
+                let next = self.next.entry(*address).or_insert(NEAR_BYTES);
+                *next = (*next).min(at - address);
             }
         }
     }

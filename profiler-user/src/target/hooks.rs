@@ -186,7 +186,16 @@ fn cover(
     const MOST_BYTES: u64 = 1 << 20;
     let function = text.part(offset, MOST_BYTES, functions).map(|part| part.range);
     let (code, targets) = text.section(offset).ok_or(Refusal::NoCode)?;
-    cover::find(code, offset, shape, function, targets)
+    let cover = cover::find(code, offset, shape, function, targets)?;
+    // Sizes may say anything.
+    let address = functions.address_at(offset).ok_or(Refusal::NoCode)?;
+    let bytes = cover.end() - offset;
+    let part = text.described(address);
+    let is_other = |address| text.described(address) != part;
+    if functions.has_symbol_within(address, bytes) || (address..address.saturating_add(bytes)).any(is_other) {
+        return Err(Refusal::EnteredInside);
+    }
+    Ok(cover)
 }
 
 /// Where a function comes back, by what is known of where functions end.

@@ -39,7 +39,7 @@ impl Writer<'_> {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
             self.asm.sub(rsp, PADDING)?;
-            self.call(place, PADDING)?;
+            self.call(place, PADDING, false)?;
             self.asm.add(rsp, PADDING)?;
             self.count_inside(false)?;
             self.asm.ret()?;
@@ -82,7 +82,7 @@ impl Writer<'_> {
             Some(out) => self.asm.push(out)?,
             None => self.asm.sub(rsp, PADDING)?,
         }
-        self.call(place, PADDING)?;
+        self.call(place, PADDING, true)?;
         match arguments.out {
             Some(_) => self.asm.pop(rcx)?,
             None => self.asm.add(rsp, PADDING)?,
@@ -118,7 +118,7 @@ impl Writer<'_> {
         // Any address will do: what is there has no content (std::nothrow_t).
         let nothrow = if before == 1 { rsi } else { rdx };
         self.asm.mov(nothrow, self.setting.data_address)?;
-        self.call(counterpart, 4 * 8 + PADDING)?;
+        self.call(counterpart, 4 * 8 + PADDING, true)?;
         self.asm.add(rsp, PADDING)?;
         for register in saved.into_iter().rev() {
             self.asm.pop(register)?;
@@ -189,7 +189,7 @@ impl Writer<'_> {
             self.asm.push(register)?;
         }
         self.asm.sub(rsp, PADDING)?;
-        self.call(place, KEPT)?;
+        self.call(place, KEPT, true)?;
         self.asm.add(rsp, PADDING)?;
         for register in [r11, r10, rcx, r9] {
             self.asm.pop(register)?;
