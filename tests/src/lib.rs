@@ -46,6 +46,10 @@ pub mod mariadb;
 
 pub mod nginx;
 
+pub mod redis;
+
+pub mod sql;
+
 pub mod service;
 
 pub mod oracle;
