@@ -48,6 +48,12 @@ impl Server {
         self.log.find(format_args!("`{part}` from redis"), |line| line.contains(part))
     }
 
+    /// Has it write what it has to its folder, by a child process; the next server there begins with it.
+    pub fn save(&mut self) {
+        self.socket.converse("BGSAVE\r\n", "+Background saving started\r\n");
+        self.log("Background saving terminated with success");
+    }
+
     /// Has it end; panics unless it ends well.
     pub fn shut_down(mut self) {
         self.process.signal(Signal::TERM);
