@@ -1,16 +1,10 @@
 //! Programs as Debian ships them, at work under `heaptap record`.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-use rustix::process::Signal;
+use std::process::Command;
 
 use crate::guest::Guest;
 use crate::heaptap::{Recorded, Recording, path_str};
-use crate::nginx;
-use crate::process::{Lines, PATIENCE, Process};
+use crate::{nginx, redis};
 
 /// Containers, JSON, regular expressions, a compressor and a sort with callbacks into the interpreter.
 const PYTHON: &str = r#"
@@ -86,27 +80,6 @@ UPDATE rows SET name = upper(name) || replace(name, 'row', 'line') WHERE part = 
 .shell echo done
 ";
 
-/// Talks to a server on a socket until what it says ends so.
-fn converse(socket: &Path, say: &str, end: &str) -> String {
-    let mut stream = UnixStream::connect(socket)
-        .unwrap_or_else(|err| panic!("no connection to {}: {err}", socket.display()));
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
-    stream.write_all(say.as_bytes()).expect("the server reads");
-    let mut heard = Vec::new();
-    let mut piece = [0; 1 << 16];
-    loop {
-        match stream.read(&mut piece) {
-            Ok(0) => panic!("no `{end}` in {}", String::from_utf8_lossy(&heard)),
-            Ok(count) => heard.extend_from_slice(&piece[..count]),
-            Err(err) => panic!("{err} after {}", String::from_utf8_lossy(&heard)),
-        }
-        if heard.ends_with(end.as_bytes()) {
-            break;
-        }
-    }
-    String::from_utf8_lossy(&heard).into_owned()
-}
-
 /// Records a program that says `ready`, works when it hears of it, and says `done`.
 fn record(command: Command, work: &str, options: &[&str]) -> Recorded {
     let mut program = Guest::spawn_command(&format!("{command:?}"), command);
@@ -166,23 +139,11 @@ pub fn nginx(options: &[&str]) -> Recorded {
     recording.finish()
 }
 
-/// A server that is ready, what it goes on to say, and its socket, which is in `folder`.
-fn start_redis(folder: &Path) -> (Process, Lines, PathBuf) {
-    let socket = folder.join("socket");
-    let mut redis = Command::new("/usr/bin/redis-server");
-    redis.args(["--port", "0", "--save", "", "--unixsocket", path_str(&socket), "--dir"]).arg(folder);
-    redis.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut process = Process::spawn(redis);
-    let mut log = Lines::of(process.child().stdout.take().expect("stdout is piped"));
-    log.find("redis to be ready", |line| line.contains("now ready to accept connections at"));
-    (process, log, socket)
-}
-
 /// A server of data structures with some of each.
 pub fn redis_server(options: &[&str]) -> Recorded {
     let folder = tempfile::tempdir().expect("a folder for the socket");
-    let (process, _log, socket) = start_redis(folder.path());
-    let recording = Recording::attach_with(process.pid(), options);
+    let server = redis::Server::start(folder.path());
+    let recording = Recording::attach_with(server.pid(), options);
     let mut commands = String::new();
     for number in 0..1000 {
         let part = number % 10;
@@ -193,7 +154,7 @@ pub fn redis_server(options: &[&str]) -> Recorded {
     commands +=
         "SORT list:1 BY nosort\r\nLRANGE list:2 0 -1\r\nEVAL \"return redis.call('get', 'key:7')\" 0\r\n";
     commands += "FLUSHALL\r\nPING\r\n";
-    converse(&socket, &commands, "+PONG\r\n");
+    server.socket().converse(&commands, "+PONG\r\n");
     recording.finish()
 }
 
@@ -201,89 +162,50 @@ pub fn redis_server(options: &[&str]) -> Recorded {
 /// has taken in while it was recorded, in bytes.
 pub fn redis_server_with_its_own_count() -> (Recorded, i64) {
     let folder = tempfile::tempdir().expect("a folder for the socket");
-    let (process, _log, socket) = start_redis(folder.path());
-    let before = redis_says(&socket, "memory", "used_memory:");
-    let mut load = RedisLoad::start(&socket);
+    let server = redis::Server::start(folder.path());
+    let socket = server.socket();
+    let before = socket.used_memory();
+    let mut load = redis::Benchmark::start(&socket);
     load.advance();
-    let recording = Recording::attach(process.pid());
+    let recording = Recording::attach(server.pid());
     let mut commands = String::new();
     for number in 0..5000 {
         commands += &format!("SET key:{number} {}\r\n", "value".repeat(100));
     }
     commands += "PING\r\n";
-    converse(&socket, &commands, "+PONG\r\n");
+    socket.converse(&commands, "+PONG\r\n");
     load.advance();
     load.stop();
-    while redis_says(&socket, "clients", "connected_clients:") > 1 {}
-    let after = redis_says(&socket, "memory", "used_memory:");
+    let after = socket.used_memory_alone();
     let recorded = recording.finish();
     let value = format!("$500\r\n{}\r\n", "value".repeat(100));
     for number in 0..5000 {
-        converse(&socket, &format!("GET key:{number}\r\n"), &value);
+        socket.converse(&format!("GET key:{number}\r\n"), &value);
     }
     (recorded, after - before)
-}
-
-/// A number that the server says of itself.
-fn redis_says(socket: &Path, section: &str, name: &str) -> i64 {
-    let info = converse(socket, &format!("INFO {section}\r\nPING\r\n"), "+PONG\r\n");
-    let number = info.lines().find_map(|line| line.strip_prefix(name));
-    number.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
-}
-
-/// redis-benchmark, which does the same over and over.
-struct RedisLoad {
-    process: Process,
-    said: Lines,
-}
-
-impl RedisLoad {
-    fn start(socket: &Path) -> Self {
-        let mut benchmark = Command::new("/usr/bin/redis-benchmark");
-        // Of these, nothing is left but one value, one number and one hash.
-        benchmark
-            .args(["-l", "-q", "-c", "10", "-n", "2000", "-t", "set,get,incr,hset,spop", "-s"])
-            .arg(socket);
-        benchmark.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = Process::spawn(benchmark);
-        let said = Lines::of(process.child().stdout.take().expect("stdout is piped"));
-        Self { process, said }
-    }
-
-    /// Waits until it has done everything at least once.
-    fn advance(&mut self) {
-        for what in ["SET: ", "GET: ", "INCR: ", "HSET: ", "SPOP: ", "SET: "] {
-            self.said.find(what, |line| line.contains(what) && line.contains("requests per second"));
-        }
-    }
-
-    fn stop(mut self) {
-        self.process.signal(Signal::KILL);
-        self.process.wait();
-    }
 }
 
 /// A server that writes what it has to a file by a child process, which has it all as its parent had it: the recording of both, and
 /// the child's PID.
 pub fn redis_server_that_saves() -> (Recorded, u32) {
     let folder = tempfile::tempdir().expect("a folder for the socket");
-    let (process, mut log, socket) = start_redis(folder.path());
-    let mut recording = Recording::attach_with(process.pid(), &["--follow-forks"]);
+    let mut server = redis::Server::start(folder.path());
+    let mut recording = Recording::attach_with(server.pid(), &["--follow-forks"]);
     let mut commands = String::new();
     for number in 0..5000 {
         commands += &format!("SET key:{number} {}\r\n", "value".repeat(100));
     }
     commands += "BGSAVE\r\nPING\r\n";
-    converse(&socket, &commands, "+PONG\r\n");
-    let line = log.find("a child to save", |line| line.contains("Background saving started by pid "));
+    server.socket().converse(&commands, "+PONG\r\n");
+    let line = server.log("Background saving started by pid ");
     let pid = line.rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect("a PID at the end");
-    log.find("the child to have saved", |line| line.contains("Background saving terminated with success"));
+    server.log("Background saving terminated with success");
     assert!(folder.path().join("dump.rdb").exists());
     recording.stderr_line("heaptap: wrote ");
     let recorded = recording.finish();
-    drop(process);
-    let (_process, _log, socket) = start_redis(folder.path());
-    converse(&socket, "DBSIZE\r\n", ":5000\r\n");
+    drop(server);
+    let server = redis::Server::start(folder.path());
+    server.socket().converse("DBSIZE\r\n", ":5000\r\n");
     (recorded, pid)
 }
 

@@ -50,6 +50,14 @@ pub mod mariadb;
 
 pub mod nginx;
 
+pub mod postgres;
+
+pub mod redis;
+
+pub mod sql;
+
+pub mod sqlite;
+
 pub mod service;
 
 pub mod oracle;

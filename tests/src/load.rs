@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -57,6 +57,53 @@ impl Load {
     }
 }
 
+/// What somebody is asked to do in between.
+type Errand<C> = Box<dyn FnOnce(&mut C) + Send>;
+
+/// Somebody who does one round after the other, and other things in between when asked to: of whom there is only one, as of a
+/// connection.
+#[derive(Debug)]
+pub struct Busy<C> {
+    load: Load,
+    errands: Sender<Errand<C>>,
+}
+
+impl<C: Send + 'static> Busy<C> {
+    /// Starts a thread for the rounds.
+    pub fn start(mut client: C, check: impl Fn(&mut C, u64) + Send + 'static) -> Self {
+        let (errands, asked) = mpsc::channel::<Errand<C>>();
+        let round = move |number| {
+            for errand in asked.try_iter() {
+                errand(&mut client);
+            }
+            check(&mut client, number);
+        };
+        Self { load: Load::start([round]), errands }
+    }
+
+    /// The rounds.
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// Has something done in between, and waits for what comes of it.
+    #[track_caller]
+    pub fn ask<T: Send + 'static>(&self, what: impl FnOnce(&mut C) -> T + Send + 'static) -> T {
+        let (sender, done) = mpsc::channel();
+        // It fails where the load has ended, and then there is no answer either.
+        let _ = self.errands.send(Box::new(move |client| {
+            let _ = sender.send(what(client));
+        }));
+        done.recv_timeout(PATIENCE).unwrap_or_else(|err| panic!("no answer of who is busy: {err}"))
+    }
+
+    /// Has the round end, and waits for it; panics where it has.
+    #[track_caller]
+    pub fn stop(self) {
+        self.load.stop();
+    }
+}
+
 impl Worker {
     fn start(mut round: impl FnMut(u64) + Send + 'static, stopping: Arc<AtomicBool>) -> Self {
         let (sender, done) = mpsc::channel();
@@ -85,6 +132,16 @@ mod tests {
         load.advance(3);
         assert!(seen.try_iter().last().expect("there were more") >= before + 3);
         load.stop();
+    }
+
+    #[test]
+    fn who_is_busy_answers_in_between() {
+        let busy = Busy::start(0, |sum: &mut u64, number| *sum += number);
+        busy.load().advance(3);
+        let sum = busy.ask(|sum| *sum);
+        assert!(sum >= 3, "{sum}");
+        assert!(busy.ask(|sum| *sum) > sum);
+        busy.stop();
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::compile;
 use crate::guest::Guest;
 use crate::heaptap::path_str;
 use crate::process::{Lines, Process};
+use crate::sql::{self, ROWS};
 
 /// A server that is ready; it is killed when dropped.
 #[derive(Debug)]
@@ -21,9 +22,6 @@ pub struct Server {
 
 /// How glibc's own count is asked for, from inside the server.
 const FUNCTION: &str = "CREATE FUNCTION taken RETURNS INTEGER SONAME 'libmallinfo.so'";
-
-/// The rows of each table.
-const ROWS: u64 = 2000;
 
 /// How long the value of a variable is: none is so short that it needs no block of its own.
 const fn length(number: i64) -> i64 {
@@ -173,20 +171,6 @@ impl Client {
     /// Reads and changes the rows of its table, and panics unless each answer is right.
     #[track_caller]
     pub fn check(&mut self, round: u64) {
-        let part = round % 13;
-        let ids: Vec<u64> = (1..=ROWS).filter(|id| id % 13 == part).collect();
-        let sum: u64 = ids.iter().map(|id| id * round).sum();
-        assert_eq!(
-            self.ask(&format!("SELECT COUNT(*), SUM(id * {round}) FROM items WHERE part = {part}")),
-            [format!("{}\t{sum}", ids.len())],
-            "round {round}"
-        );
-        let select = format!("SELECT id, name FROM items WHERE part = {part} ORDER BY LENGTH(name), name");
-        let was: Vec<String> = ids.iter().map(|id| format!("{id}\trow {id}")).collect();
-        let becomes: Vec<String> = ids.iter().map(|id| format!("{id}\tline {id}")).collect();
-        let change = format!("UPDATE items SET name = REPLACE(name, 'row', 'line') WHERE part = {part}");
-        let answer =
-            self.ask(&format!("{select}; START TRANSACTION; {change}; {select}; ROLLBACK; {select}"));
-        assert_eq!(answer, [was.as_slice(), &becomes, &was].concat(), "round {round}");
+        sql::check(|statements| self.ask(statements), round);
     }
 }

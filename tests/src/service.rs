@@ -1,6 +1,7 @@
 //! A service written in a language with a heap of its own, which works and keeps what it is told to outside of that.
 //!
-//! It listens for HTTP, says where, and answers with numbers: `guests/service.js` and `guests/Service.java`.
+//! It listens for HTTP, says where, and answers with numbers: `guests/service.js`, `guests/service.py` and
+//! `guests/Service.java`.
 
 use std::process::Command;
 
@@ -30,6 +31,14 @@ impl Service {
         let mut node = Command::new("/usr/bin/node");
         node.arg("--expose-gc").arg(source("service.js"));
         Self::start("node", node)
+    }
+
+    /// In Python, each request on a thread of its own.
+    pub fn python() -> Self {
+        let mut python = Command::new("/usr/bin/python3");
+        // Else the interpreter cuts small objects from blocks of its own, and few allocations are seen.
+        python.arg(source("service.py")).env("PYTHONMALLOC", "malloc");
+        Self::start("python3", python)
     }
 
     /// In Java, by a JVM with these options.

@@ -86,6 +86,20 @@ fn what_goes_in_comes_out_again() {
     guest.exit();
 }
 
+/// Where there was room for it, something is mapped when it comes.
+#[test]
+fn a_process_that_maps_memory_all_the_time_is_gated() {
+    let mut guest = Guest::start("shifting");
+    for _ in 0..5 {
+        let recording = Recording::attach_with(guest.pid(), &["--gate=require", "--sample", "2KiB"]);
+        guest.command("run");
+        let profile = recording.finish().profile();
+        assert_gated(&profile);
+        assert!(profile.counter("gate_calls") > 0, "{:#?}", profile.comments);
+    }
+    guest.exit();
+}
+
 /// A block that is in the sample is known when it is freed, whichever gate had it first.
 #[test]
 fn a_table_that_gets_crowded_grows_and_forgets_no_block() {

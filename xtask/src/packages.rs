@@ -53,12 +53,14 @@ pub(crate) const SMALL_PROGRAMS: [Need; 4] = [
 ];
 
 /// More of them, of some hundred megabytes.
-pub(crate) const LARGE_PROGRAMS: [Need; 5] = [
+pub(crate) const LARGE_PROGRAMS: [Need; 7] = [
     recorded("/usr/bin/keytool", "default-jre-headless"),
     recorded("/usr/bin/node", "nodejs"),
     recorded("/usr/sbin/mariadbd", "mariadb-server-core"),
     recorded("/usr/bin/mariadb", "mariadb-client-core"),
     recorded("/usr/bin/chromium", "chromium"),
+    recorded("/usr/lib/postgresql", "postgresql"),
+    recorded("/usr/bin/psql", "postgresql-client"),
 ];
 
 const fn recorded(path: &'static str, package: &'static str) -> Need {

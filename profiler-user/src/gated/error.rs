@@ -113,4 +113,9 @@ impl GateError {
     pub(super) fn file(pid: u32, done: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { pid, done, source }
     }
+
+    /// Whether it is that something else is mapped where the gate was to be.
+    pub(super) fn is_occupied(&self) -> bool {
+        matches!(self, Self::Stop(StopError::Call { source, .. }) if source.raw_os_error() == Some(libc::EEXIST))
+    }
 }

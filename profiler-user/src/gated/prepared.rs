@@ -82,7 +82,12 @@ impl Prepared {
         let words = Words::of(pid).map_err(GateError::file(pid, "read"))?;
         let stopped = stop(pid)?;
         let budget = stopped.rseq_offset()?.map_or(Budget::OfThread, |offset| Budget::OfCpu { offset });
-        let memory = Memory::map(&stopped, pid, at, room, layout.bytes())?;
+        let map = |at| Memory::map(&stopped, pid, at, room, layout.bytes());
+        let memory = match map(at) {
+            // The process has mapped something there meanwhile. Now that it stands still it maps nothing more.
+            Err(error) if error.is_occupied() => map(find_room(pid, &plan.module, room)?)?,
+            mapped => mapped?,
+        };
         let stood = stopped.release();
         let Memory { file, code, data } = memory;
         let setting =

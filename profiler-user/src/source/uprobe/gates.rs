@@ -300,8 +300,9 @@ impl Gates {
         Ok(failed)
     }
 
-    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &dyn std::fmt::Display) {
-        let reason = error.to_string();
+    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &dyn std::error::Error) {
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let reason = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         self.refused.push(Refused { label: label.to_owned(), allocator, functions, reason });
     }
 

@@ -55,7 +55,8 @@ The workloads:
 
 The profilers:
 
-- *heaptap* attaches: `heaptap record --exact --pid PID`, or with `--sample 512KiB`.
+- *heaptap* attaches: `heaptap record --exact --pid PID`, or with `--sample 512KiB`, or with `--gate=require`, which
+  samples as often by code in front of the allocator.
 - *bpftrace* attaches with a script that does the same: `malloc`, `calloc`, `realloc` and `free` by probes on entry and return, the
   blocks in a map by address, and sums by stack. It walks stacks by frame pointers, which none of these programs has: its stacks
   are wrong or end early, and so cost less than whole ones. Before it ends it looks up the names of all of them. It follows at most 262,144 blocks, in maps that are allocated at once.
