@@ -150,6 +150,8 @@ pub struct Frame {
     pub return_address: u64,
     /// How far above the stack pointer, after the return, the word behind the return address of the gate's caller is.
     pub cfa_offset: i32,
+    /// Whether it is among those that the data counts as under way.
+    pub is_counted: bool,
 }
 
 /// The gates of some functions.
@@ -206,7 +208,7 @@ struct Writer<'setting> {
     entries: Vec<CodeLabel>,
     moved: Vec<CodeLabel>,
     sites: Vec<(usize, Stop, CodeLabel)>,
-    frames: Vec<(CodeLabel, i32)>,
+    frames: Vec<(CodeLabel, i32, bool)>,
     copies: Vec<(u64, CodeLabel)>,
 }
 
@@ -266,13 +268,18 @@ impl<'setting> Writer<'setting> {
         self.asm.nop()
     }
 
-    /// A call of what was moved out of a function, by a frame of so many bytes beside the return address.
+    /// A call of what was moved out of a function, by a frame of so many bytes beside the return address, that was counted as under way.
     fn call(&mut self, place: usize, frame_bytes: i32) -> Result<(), IcedError> {
+        self.call_with(place, frame_bytes, true)
+    }
+
+    /// The same, counted or not.
+    fn call_with(&mut self, place: usize, frame_bytes: i32, is_counted: bool) -> Result<(), IcedError> {
         let moved = self.moved_of(place);
         self.asm.call(moved)?;
         let mut label = self.asm.create_label();
         here(&mut self.asm, &mut label)?;
-        self.frames.push((label, frame_bytes + 8));
+        self.frames.push((label, frame_bytes + 8, is_counted));
         Ok(())
     }
 
@@ -297,7 +304,9 @@ impl<'setting> Writer<'setting> {
             frames: self
                 .frames
                 .iter()
-                .map(|(label, cfa_offset)| Ok(Frame { return_address: at(label)?, cfa_offset: *cfa_offset }))
+                .map(|(label, cfa_offset, is_counted)| {
+                    Ok(Frame { return_address: at(label)?, cfa_offset: *cfa_offset, is_counted: *is_counted })
+                })
                 .collect::<Result<_, IcedError>>()?,
             copies: self
                 .copies

@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    gate::layout::{Layout, PAGE_BYTES},
+    gate::{
+        code::Frame,
+        layout::{Layout, PAGE_BYTES},
+    },
     target::cover::JUMP_BYTES,
 };
 
@@ -40,6 +43,8 @@ pub struct Description {
     bucket_bits: u32,
     /// The jumps into it.
     pub jumps: Vec<Jump>,
+    /// Where calls return to in it that are not counted as under way.
+    pub returns: Vec<u64>,
 }
 
 /// A jump that was written into a function.
@@ -96,8 +101,16 @@ impl Jump {
 
 impl Description {
     /// That of a gate at these places.
-    pub fn new(code: Range<u64>, data: Range<u64>, layout: Layout, jumps: Vec<Jump>) -> Self {
-        Self { code, data, bucket_bits: layout.bucket_bits(), jumps }
+    pub fn new(
+        code: Range<u64>,
+        data: Range<u64>,
+        layout: Layout,
+        jumps: Vec<Jump>,
+        frames: &[Frame],
+    ) -> Self {
+        let uncounted = frames.iter().filter(|frame| !frame.is_counted);
+        let returns = uncounted.map(|frame| frame.return_address).collect();
+        Self { code, data, bucket_bits: layout.bucket_bits(), jumps, returns }
     }
 
     /// What lies where in the data.
@@ -156,7 +169,10 @@ mod tests {
         let jump = |number| {
             Jump::to(0x7f00_1000_0000 + number, [255; JUMP_BYTES], 0x7f00_0000_1000 + number).unwrap()
         };
-        Description::new(code, data, layout, (0..functions).map(jump).collect())
+        let frame =
+            |number| Frame { return_address: 0x7f00_0000_1000 + number, cfa_offset: 16, is_counted: false };
+        let frames: Vec<Frame> = (0..functions).map(frame).collect();
+        Description::new(code, data, layout, (0..functions).map(jump).collect(), &frames)
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::{fmt, fs::File, thread, time::Duration};
 
 use super::{
-    Description, Gate, GateError, Jump,
+    Counts, Description, Gate, GateError, Jump,
     entering::take_out,
     memory::{is_mapped, unmap},
     sharing, stop,
 };
 use crate::target::{
     cover::JUMP_BYTES,
-    stopped::{StopError, Stopped},
+    stopped::{StackWord, StopError, Stopped},
 };
 
 /// How often it is looked whether all threads have left the gate, and the pause before the next look, which doubles.
@@ -24,8 +24,10 @@ pub struct Departure {
     pub stood: Duration,
     /// How many functions were what they had been made: they are what they were before.
     pub taken_out: usize,
-    /// How many were not: somebody else has changed them since, or their library has gone.
+    /// How many were not: somebody else has changed them since.
     pub left_alone: usize,
+    /// What it had counted.
+    pub counts: Counts,
     /// Why its memory is there still; `None` where it is gone.
     pub stays: Option<Stay>,
 }
@@ -88,9 +90,14 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
             continue;
         }
         if !is_taken_out {
-            departure.taken_out = take_out(&stopped, &description.jumps)?;
-            departure.left_alone = description.jumps.len() - departure.taken_out;
+            let taken = take_out(&stopped, &description.jumps)?;
+            (departure.taken_out, departure.left_alone) = (taken.there, taken.changed);
             is_taken_out = true;
+            let word = |address| {
+                let bytes = stopped.read(address, 8).ok()?;
+                bytes.first_chunk().map(|word| u64::from_le_bytes(*word))
+            };
+            departure.counts = Counts::read(description, word).unwrap_or_default();
         }
         departure.stays = unmap_if_empty(&stopped, description)?;
         departure.stood = departure.stood.max(stopped.release());
@@ -105,7 +112,8 @@ pub(super) fn leave(pid: u32, file: &File, description: &Description) -> Result<
 fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<Option<Stay>, GateError> {
     let Description { code, data, .. } = description;
     let inside = stopped.read(data.start + description.layout().inside(), 8)?;
-    if inside != [0; 8] || !stopped.find_words(std::slice::from_ref(code))?.found.is_empty() {
+    let words = stopped.find_words(std::slice::from_ref(code))?.found;
+    if inside != [0; 8] || words.iter().any(|word| leads_back(stopped, description, word)) {
         return Ok(Some(Stay::Inside));
     }
     // Functions that somebody else has changed may still lead here by way of what they have taken along.
@@ -118,3 +126,26 @@ fn unmap_if_empty(stopped: &Stopped, description: &Description) -> Result<Option
         unmapped => Ok(unmapped.map(|()| None)?),
     }
 }
+
+/// Whether a word on a stack may lead a thread into the gate, of whose counted calls none is under way: what returns otherwise, or goes on
+/// there when a signal's handler has returned. Others are left over from calls that have returned.
+fn leads_back(stopped: &Stopped, description: &Description, word: &StackWord) -> bool {
+    let Some(at) = word.at else { return true };
+    // Behind the address of the instruction, the kernel has put the flags and the segments (struct sigcontext_64).
+    let is_of_handler = || {
+        let Ok(behind) = stopped.read(at.saturating_add(8), 16) else { return true };
+        let (Some(flags), Some(segment)) = (behind.first_chunk::<8>(), behind.get(8..10)) else {
+            return true;
+        };
+        let flags = u64::from_le_bytes(*flags);
+        flags & ALWAYS_SET != 0 && flags < FLAGS_END && segment == USER_CODE.to_le_bytes()
+    };
+    description.returns.contains(&word.word) || is_of_handler()
+}
+
+/// A bit that the flags have always, and the first one that they never have (Intel SDM, volume 1, figure 3-8).
+const ALWAYS_SET: u64 = 1 << 1;
+const FLAGS_END: u64 = 1 << 22;
+
+/// `__USER_CS`
+const USER_CODE: u16 = 0x33;

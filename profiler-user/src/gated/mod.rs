@@ -80,6 +80,17 @@ pub struct Counts {
     pub lost_budgets: u64,
 }
 
+impl Counts {
+    fn read(description: &Description, word: impl Fn(u64) -> Option<u64>) -> Option<Self> {
+        let (start, layout) = (description.data.start, description.layout());
+        Some(Self {
+            inside: word(start + layout.inside())?,
+            overflows: word(start + layout.overflows())?,
+            lost_budgets: word(start + layout.lost_budgets())?,
+        })
+    }
+}
+
 impl Gate {
     /// The same gate in a child of its process, which has a copy of it; `None` where the child runs another program, or has ended.
     ///
@@ -123,13 +134,7 @@ impl Gate {
 
     /// What it has counted; `None` where its memory is gone.
     pub fn counts(&self) -> Option<Counts> {
-        let word = |offset| self.words.word(self.description.data.start + offset);
-        let layout = self.description.layout();
-        Some(Counts {
-            inside: word(layout.inside())?,
-            overflows: word(layout.overflows())?,
-            lost_budgets: word(layout.lost_budgets())?,
-        })
+        Counts::read(&self.description, |address| self.words.word(address))
     }
 }
 

@@ -89,7 +89,7 @@ impl Prepared {
             Setting { code_address: code.start + described, data_address: data.start, layout, budget };
         let filled = code::assemble(&plan.functions, &setting).map_err(GateError::from).and_then(|gates| {
             let jumps = jumps(pid, plan, &gates)?;
-            let description = Description::new(code.clone(), data.clone(), layout, jumps);
+            let description = Description::new(code.clone(), data.clone(), layout, jumps, &gates.frames);
             fill(&file, pid, &description, described, &gates, plan.interval_bytes)?;
             Ok((gates, description))
         });

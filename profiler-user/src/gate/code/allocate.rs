@@ -38,7 +38,7 @@ impl Writer<'_> {
         if function.jumps {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.asm.sub(rsp, PADDING)?;
-            self.call(place, PADDING)?;
+            self.call_with(place, PADDING, false)?;
             self.asm.add(rsp, PADDING)?;
             self.asm.ret()?;
         }
