@@ -411,7 +411,7 @@ static void filter(const char *argument)
     struct sock_filter lines[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         ALLOW(read), ALLOW(write), ALLOW(exit_group), ALLOW(exit), ALLOW(futex), ALLOW(brk), ALLOW(sched_yield),
-        ALLOW(rt_sigreturn), ALLOW(restart_syscall), ALLOW(mprotect), ALLOW(madvise),
+        ALLOW(rt_sigreturn), ALLOW(getrandom), ALLOW(restart_syscall), ALLOW(mprotect), ALLOW(madvise),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
     };
     struct sock_fprog program = { sizeof lines / sizeof *lines, lines };
