@@ -7,6 +7,7 @@
 
 enum { BLOCKS = 100 };
 
+static void *library;
 static void *(*loaded_malloc)(size_t);
 static void *(*loaded_realloc)(void *, size_t);
 static void (*loaded_free)(void *);
@@ -38,7 +39,7 @@ static void give_loaded(struct block block)
 
 static void load(const char *argument)
 {
-    void *library = dlopen(argument, RTLD_NOW | RTLD_LOCAL);
+    library = dlopen(argument, RTLD_NOW | RTLD_LOCAL);
     if (!library)
         fatal(dlerror());
     loaded_malloc = (void *(*)(size_t))dlsym(library, "mi_malloc");
@@ -46,6 +47,14 @@ static void load(const char *argument)
     loaded_free = (void (*)(void *))dlsym(library, "mi_free");
     if (!loaded_malloc || !loaded_realloc || !loaded_free)
         fatal("the library has no allocator");
+}
+
+static void unload(const char *argument)
+{
+    (void)argument;
+    if (dlclose(library))
+        fatal(dlerror());
+    loaded_malloc = NULL;
 }
 
 static void run(const char *argument)
@@ -63,6 +72,6 @@ static void run(const char *argument)
 
 int main(void)
 {
-    serve((const struct command[]){ { "load", load }, { "run", run }, { 0 } });
+    serve((const struct command[]){ { "load", load }, { "unload", unload }, { "run", run }, { 0 } });
     return 0;
 }

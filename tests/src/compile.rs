@@ -95,6 +95,7 @@ pub fn program_as(name: &str, variant: Variant) -> PathBuf {
         "loads-allocator" => program.flags(&["-ldl"]),
         "replaces-static" => program.flags(&["-static"]),
         "lazy" => program.flags(&["-l:liblazy.so", "-Wl,-z,lazy"]),
+        "gated" => program.flags(&["-l:libslots.so"]),
         _ => program,
     };
     steps.push(program);
@@ -106,6 +107,7 @@ fn libraries(name: &str, variant: Variant) -> Vec<Step> {
     let library = |file: &str| c("cc", file, variant).flags(LIBRARY);
     match name {
         "constructor" => vec![library("libconstructor.c").output("libconstructor.so")],
+        "gated" => vec![library("libslots.c").output("libslots.so")],
         "lazy" => vec![library("liblazy.c").output("liblazy.so")],
         "plugins" => vec![
             library("libplugin.c").output("libplugin-first.so"),

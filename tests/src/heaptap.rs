@@ -188,6 +188,17 @@ impl Recording {
         Self { running: Running::start(command), folder }
     }
 
+    /// Waits until the probes are in; false where it has ended before.
+    pub fn has_begun(&mut self) -> bool {
+        let what = "the beginning of the recording";
+        while let Some(line) = self.running.stderr.next(what) {
+            if line.starts_with("heaptap: recording") {
+                return true;
+            }
+        }
+        false
+    }
+
     /// heaptap's own PID.
     pub fn pid(&self) -> u32 {
         self.running.pid()

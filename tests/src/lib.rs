@@ -14,6 +14,8 @@ pub mod guest;
 
 pub mod process;
 
+pub mod gate;
+
 pub mod heaptap;
 
 pub mod http;

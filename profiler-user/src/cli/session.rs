@@ -131,6 +131,13 @@ impl Session {
         }
     }
 
+    /// Says what could not be gated that has come since.
+    fn say_what_is_refused(&self) {
+        for line in self.recording.newly_refused() {
+            self.say(&line);
+        }
+    }
+
     /// Whether [`Session::vitals`] may tell something new.
     pub(super) fn may_have_changed(&self) -> bool {
         self.recording.may_have_changed()
@@ -224,6 +231,7 @@ impl Session {
     fn attach_to_new(&self) {
         match self.recording.attach_to_new() {
             Ok(names) => {
+                self.say_what_is_refused();
                 for name in names {
                     self.say(&format!("{name} was loaded; what it gives is counted from now on"));
                 }
@@ -240,6 +248,7 @@ impl Session {
     fn follow_exec(&self, seen: Instant) {
         match self.recording.follow_exec() {
             Ok(Replaced { program, allocators, has_nothing, was_blind }) => {
+                self.say_what_is_refused();
                 self.say(&format!(
                     "the process has replaced its program (exec) by {}; what the old one had is gone with it",
                     program.exe.display()

@@ -83,16 +83,28 @@ impl Prepared {
     }
 }
 
-/// Puts back what jumps have taken the place of; leaves alone what is no longer there, or has been changed since. Gives how many
-/// were there.
-pub(super) fn take_out(stopped: &Stopped, jumps: &[Jump]) -> Result<usize, GateError> {
-    let mut taken = 0;
+/// How many jumps were put back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TakenOut {
+    /// So many were there.
+    pub(super) there: usize,
+    /// So many were not, for somebody else has changed what is.
+    pub(super) changed: usize,
+}
+
+/// Puts back what jumps have taken the place of; leaves alone what is no longer there, or has been changed since.
+pub(super) fn take_out(stopped: &Stopped, jumps: &[Jump]) -> Result<TakenOut, GateError> {
+    let mut taken = TakenOut::default();
     for jump in jumps {
+        // The library may have been unloaded.
         let Ok(is) = stopped.read(jump.address, JUMP_BYTES) else { continue };
-        let Some(from) = jump.is_there(&is) else { continue };
+        let Some(from) = jump.is_there(&is) else {
+            taken.changed += 1;
+            continue;
+        };
         let rest = jump.original.get(from..).unwrap_or_default();
         stopped.write_code(jump.address + from as u64, rest)?;
-        taken += 1;
+        taken.there += 1;
     }
     Ok(taken)
 }

@@ -3,7 +3,7 @@
 use std::{fmt, fs::File, ops::Range, thread, time::Duration};
 
 use super::{
-    Description, Gate, GateError, Jump,
+    Counts, Description, Gate, GateError, Jump,
     entering::take_out,
     files::{is_mapped, is_open},
     memory::{close, unmap},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::target::{
     cover::JUMP_BYTES,
-    stopped::{StopError, Stopped},
+    stopped::{StackWord, StopError, Stopped},
 };
 
 /// How often it is looked whether all threads have left the gate, and the pause before the next look, which doubles.
@@ -25,10 +25,12 @@ pub struct Departure {
     pub stood: Duration,
     /// How many functions were what they had been made: they are what they were before.
     pub taken_out: usize,
-    /// How many were not: somebody else has changed them since, or their library has gone.
+    /// How many were not: somebody else has changed them since.
     pub left_alone: usize,
     /// How many descriptors were open still, and are closed.
     pub closed: usize,
+    /// What it had counted.
+    pub counts: Counts,
     /// Why its memory is there still; `None` where it is gone.
     pub stays: Option<Stay>,
 }
@@ -126,10 +128,17 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             return Ok(Departure { stays: None, ..departure });
         }
         let described = remains.description.as_ref().filter(|described| there.contains(&&described.code));
-        if described.is_some() && !is_taken_out {
-            departure.taken_out = take_out(&stopped, &remains.jumps)?;
-            departure.left_alone = remains.functions - departure.taken_out;
+        if let Some(description) = described.filter(|_| !is_taken_out) {
+            let taken = take_out(&stopped, &remains.jumps)?;
+            (departure.taken_out, departure.left_alone) = (taken.there, taken.changed);
+            // Those that nobody may write back.
+            departure.left_alone += remains.functions - remains.jumps.len();
             is_taken_out = true;
+            let word = |address| {
+                let bytes = stopped.read(address, 8).ok()?;
+                bytes.first_chunk().map(|word| u64::from_le_bytes(*word))
+            };
+            departure.counts = Counts::read(description, word).unwrap_or_default();
         }
         departure.stays = if remains.is_unknown {
             Some(Stay::Unknown)
@@ -153,9 +162,7 @@ fn unmap_if_empty(
     let ranges: Vec<Range<u64>> = there.iter().copied().cloned().collect();
     let code = described.map_or_else(|| ranges.clone(), |description| vec![description.code.clone()]);
     let words = stopped.find_words(&code)?;
-    // Of a call that is over, the address may lie about where a function has yet to write: those inside are counted.
-    let is_over = |word: u64| described.is_some_and(|description| description.returns.contains(&word));
-    if words.found.iter().any(|found| found.at.is_none() || !is_over(found.word)) {
+    if words.found.iter().any(|word| leads_back(described, word)) {
         return Ok(Some(Stay::Inside));
     }
     if let Some(description) = described {
@@ -184,4 +191,11 @@ fn unmap_if_empty(
         }
     }
     Ok(None)
+}
+
+/// Whether a word may lead a thread into the gate again. Where calls return to is left over from one that has returned, or is counted
+/// as inside.
+fn leads_back(described: Option<&Description>, word: &StackWord) -> bool {
+    let is_return = described.is_some_and(|description| description.returns.contains(&word.word));
+    word.at.is_none() || (word.is_interrupted && !is_return)
 }

@@ -94,6 +94,15 @@ impl Counts {
         self.overflows += others.overflows;
         self.lost_budgets += others.lost_budgets;
     }
+
+    fn read(description: &Description, word: impl Fn(u64) -> Option<u64>) -> Option<Self> {
+        let (start, layout) = (description.data.start, description.layout());
+        Some(Self {
+            inside: word(start + layout.inside())?,
+            overflows: word(start + layout.overflows())?,
+            lost_budgets: word(start + layout.lost_budgets())?,
+        })
+    }
 }
 
 impl Gate {
@@ -144,13 +153,7 @@ impl Gate {
 
     /// What it has counted; `None` where its memory is gone.
     pub fn counts(&self) -> Option<Counts> {
-        let word = |offset| self.words.word(self.description.data.start + offset);
-        let layout = self.description.layout();
-        Some(Counts {
-            inside: word(layout.inside())?,
-            overflows: word(layout.overflows())?,
-            lost_budgets: word(layout.lost_budgets())?,
-        })
+        Counts::read(&self.description, |address| self.words.word(address))
     }
 }
 

@@ -16,6 +16,9 @@ use super::{
     specimen::Specimen,
 };
 
+/// What a gate's file is called where it is mapped.
+const GATE: &str = "/memfd:heaptap-gate";
+
 /// Rows for the pcs of one process, with the unwind information of the files seen so far.
 pub struct RowSource {
     pid: u32,
@@ -108,7 +111,9 @@ impl RowSource {
             return;
         }
         let (path, file) = (&specimen.module.path, specimen.content.file());
-        let own = self.keep(path, UnwindInfo::load_from(&specimen.content));
+        // Of a gate it is told otherwise.
+        let read = if path == GATE { Ok(None) } else { UnwindInfo::load_from(&specimen.content) };
+        let own = self.keep(path, read);
         let go_entry = own.as_ref().filter(|own| own.is_go()).and_then(|_| GoEntry::find(file));
         let jvm = hotspot::variables(path, file);
         self.files.insert(index, FileRows { own, separate: None, go_entry, jvm });

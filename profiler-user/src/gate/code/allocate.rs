@@ -39,7 +39,7 @@ impl Writer<'_> {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
             self.asm.sub(rsp, PADDING)?;
-            self.call(place, PADDING, false)?;
+            self.call(place, PADDING, true)?;
             self.asm.add(rsp, PADDING)?;
             self.count_inside(false)?;
             self.asm.ret()?;

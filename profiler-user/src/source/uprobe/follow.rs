@@ -56,7 +56,8 @@ impl Recording {
         let again = self.gates_unloaded(&space);
         let new = self.attach_to_new_in(&space, false, &again)?;
         let labels = lock(&self.labels);
-        Ok(again.iter().filter_map(|place| labels.get(*place).cloned()).chain(new).collect())
+        let again = again.iter().filter(|place| !self.is_left_out(**place));
+        Ok(again.filter_map(|place| labels.get(*place).cloned()).chain(new).collect())
     }
 
     /// Attaches to those as well that are to be attached to `again`, by their places.
@@ -73,8 +74,7 @@ impl Recording {
             return Ok(Vec::new());
         }
         let labels = findings.labels(space);
-        let new = labels.get(known..).unwrap_or_default().to_vec();
-        *lock(&self.labels) = labels;
+        lock(&self.labels).clone_from(&labels);
         let kernel = lock(&self.common.kernel);
         if lock(&self.ended).is_none() {
             let mut probes = lock(&self.probes);
@@ -91,7 +91,8 @@ impl Recording {
                 });
             }
         }
-        Ok(new)
+        let new = labels.into_iter().enumerate().skip(known);
+        Ok(new.filter(|(place, _)| !self.is_left_out(*place)).map(|(_, label)| label).collect())
     }
 
     /// Goes on with the program that the process has replaced its own by: the probes in the files that both have are in

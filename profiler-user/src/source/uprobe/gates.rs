@@ -1,6 +1,6 @@
 //! The gates of a recording: which allocators have one, and why the others have none.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use profiler_common::counters::{Counter, Counters};
 
@@ -74,6 +74,8 @@ pub(super) struct Gates {
     /// Those that are in, and those that are gone with their program: their files are kept, for that is how probes are known.
     gates: Vec<Entry>,
     refused: Vec<Refused>,
+    /// How many of the refused have been told of.
+    told: usize,
     /// The longest time that the process stood still.
     stood: Duration,
     /// What has become of them.
@@ -99,6 +101,8 @@ struct Entry {
     is_stuck: bool,
     /// What it had counted for another process, of which this is a child.
     before: Counts,
+    /// What it had counted when it was taken out.
+    last: Option<Counts>,
 }
 
 /// Gates that others had left, and that were taken out.
@@ -142,6 +146,7 @@ impl Gates {
             feeder,
             gates: Vec::new(),
             refused: Vec::new(),
+            told: 0,
             stood: Duration::ZERO,
             departures: Vec::new(),
             past: Counts::default(),
@@ -154,13 +159,14 @@ impl Gates {
     pub(super) fn of_child(&self, child: u32) -> Self {
         let mut gates = Self::none(child, self.wish, Arc::clone(&self.feeder));
         gates.refused.clone_from(&self.refused);
+        gates.told = self.refused.len();
         gates.unloaded.clone_from(&self.unloaded);
         for entry in &self.gates {
             let gate = match entry.gate.of_child(child) {
                 Ok(Some(gate)) => gate,
                 Ok(None) => continue,
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
+                    let error: &dyn Error = &error;
                     tracing::warn!(error, "process {child} keeps its gate");
                     continue;
                 }
@@ -172,8 +178,8 @@ impl Gates {
             let before = gate.counts().unwrap_or_default();
             let (plan, sites) = (entry.plan.clone(), entry.sites.clone());
             let Entry { allocator, module, is_stuck, .. } = *entry;
-            let is_gone = false;
-            gates.gates.push(Entry { allocator, plan, module, gate, sites, is_gone, is_stuck, before });
+            let (is_gone, last) = (false, None);
+            gates.gates.push(Entry { allocator, plan, module, gate, sites, is_gone, is_stuck, before, last });
         }
         gates
     }
@@ -190,7 +196,7 @@ impl Gates {
         places: &[usize],
         space: &AddressSpace,
         rss_bytes: u64,
-    ) -> Result<Vec<Ready>, RecordError> {
+    ) -> Vec<Ready> {
         let mut ready = Vec::new();
         let found = findings.numbered().enumerate().filter(|(place, _)| places.contains(place));
         for (place, (number, allocator)) in found {
@@ -209,10 +215,36 @@ impl Gates {
                 }
             }
         }
-        if self.wish.is_required && !self.refused.is_empty() {
-            return Err(self.not_gated());
-        }
-        Ok(ready)
+        ready
+    }
+
+    /// Whether there may be nothing at all: where a gate is required, and one was refused.
+    pub(super) fn require(&self) -> Result<(), RecordError> {
+        if self.wish.is_required && !self.refused.is_empty() { Err(self.not_gated()) } else { Ok(()) }
+    }
+
+    /// The allocators that are counted by ordinary probes: of those at the places, those that are neither gated nor to be so or not at all.
+    pub(super) fn ungated(&self, places: &[usize], ready: &[Ready]) -> Vec<usize> {
+        let is_ready = |place: usize| ready.iter().any(|ready| ready.allocator == place);
+        places.iter().copied().filter(|place| !is_ready(*place) && !self.is_left_out(*place)).collect()
+    }
+
+    /// Whether an allocator is not counted at all: it cannot be gated, and was to be.
+    pub(super) fn is_left_out(&self, place: usize) -> bool {
+        self.wish.is_required && self.is_refused(place)
+    }
+
+    /// Those that were refused since this was last asked, for people.
+    pub(super) fn news(&mut self) -> Vec<String> {
+        let news = self.refused.get(self.told..).unwrap_or_default();
+        let behind = if self.wish.is_required {
+            "it is not counted at all (--gate=require)"
+        } else {
+            "it has ordinary probes"
+        };
+        let news = news.iter().map(|refused| format!("{refused}; {behind}")).collect();
+        self.told = self.refused.len();
+        news
     }
 
     fn prepare_one(
@@ -260,8 +292,8 @@ impl Gates {
         Ok((Ready { allocator: place, module, prepared: Some(prepared), plan, sites }, stood))
     }
 
-    /// Puts those in that are ready; gives the places of the allocators for which that could not be done.
-    pub(super) fn enter(&mut self, ready: Vec<Ready>, labels: &[String]) -> Result<Vec<usize>, RecordError> {
+    /// Puts those in that are ready; gives the places of the allocators that are to have ordinary probes, as that could not be done.
+    pub(super) fn enter(&mut self, ready: Vec<Ready>, labels: &[String]) -> Vec<usize> {
         let mut failed = Vec::new();
         for mut one in ready {
             let (allocator, module, sites) = (one.allocator, one.module, std::mem::take(&mut one.sites));
@@ -283,6 +315,7 @@ impl Gates {
                         is_gone,
                         is_stuck,
                         before,
+                        last: None,
                     });
                 }
                 Err((error, prepared)) => {
@@ -293,16 +326,14 @@ impl Gates {
                 }
             }
         }
-        if self.wish.is_required && !failed.is_empty() {
-            self.leave();
-            return Err(self.not_gated());
+        if self.wish.is_required {
+            failed.clear();
         }
-        Ok(failed)
+        failed
     }
 
-    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &dyn std::error::Error) {
-        let causes = std::iter::successors(Some(error), |&error| error.source());
-        let reason = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &dyn Error) {
+        let reason = with_causes(error);
         self.refused.push(Refused { label: label.to_owned(), allocator, functions, reason });
     }
 
@@ -333,6 +364,7 @@ impl Gates {
         places.extend(self.unloaded.drain(..).map(|(place, _)| place));
         // Another program may have what this one had not.
         self.refused.clear();
+        self.told = 0;
         places
     }
 
@@ -346,9 +378,12 @@ impl Gates {
             let (gone, pid) = ((entry.allocator, entry.module), self.pid);
             // There is nothing to be put back, which is not told of.
             match entry.gate.leave() {
-                Ok(departure) => self.departures.push(Departure { left_alone: 0, ..departure }),
+                Ok(departure) => {
+                    entry.last = Some(departure.counts);
+                    self.departures.push(Departure { left_alone: 0, ..departure });
+                }
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
+                    let error: &dyn Error = &error;
                     tracing::warn!(error, pid, "the gate of a library that was unloaded stays");
                 }
             }
@@ -365,8 +400,7 @@ impl Gates {
     pub(super) fn count(&self, counters: &mut Counters) {
         counters.add(Counter::GateOverflows, self.past.overflows);
         counters.add(Counter::GateLostBudgets, self.past.lost_budgets);
-        for entry in self.gates.iter().filter(|entry| !entry.is_gone) {
-            let Some(counts) = entry.counts() else { continue };
+        for counts in self.gates.iter().filter_map(Entry::counts) {
             counters.add(Counter::GateOverflows, counts.overflows);
             counters.add(Counter::GateLostBudgets, counts.lost_budgets);
         }
@@ -375,15 +409,14 @@ impl Gates {
     /// Takes them all out.
     pub(super) fn leave(&mut self) {
         for entry in self.gates.iter_mut().filter(|entry| !entry.is_gone) {
-            // Behind that it cannot be asked any more.
-            self.past.add(entry.counts().unwrap_or_default());
             match entry.gate.leave() {
                 Ok(departure) => {
                     self.stood = self.stood.max(departure.stood);
+                    entry.last = Some(departure.counts);
                     self.departures.push(departure);
                 }
                 Err(error) => {
-                    self.remain.push(error.to_string());
+                    self.remain.push(with_causes(&error));
                 }
             }
             entry.is_gone = true;
@@ -471,13 +504,17 @@ impl Gates {
 
     /// How they are.
     pub(super) fn gating(&self, labels: &[String]) -> Gating {
-        let gated = self.gates.iter().map(|entry| {
-            let label = labels.get(entry.allocator).cloned().unwrap_or_default();
-            (label, entry.gate.functions())
-        });
+        let mut gated: Vec<(usize, (String, usize))> = Vec::new();
+        for entry in &self.gates {
+            // One may have had several, one after the other.
+            if gated.iter().all(|(allocator, _)| *allocator != entry.allocator) {
+                let label = labels.get(entry.allocator).cloned().unwrap_or_default();
+                gated.push((entry.allocator, (label, entry.gate.functions())));
+            }
+        }
         Gating {
             interval_bytes: self.wish.interval_bytes,
-            gated: gated.collect(),
+            gated: gated.into_iter().map(|(_, gated)| gated).collect(),
             refused: self.refused.clone(),
             stood: self.stood,
             stays: self.departures.iter().filter_map(|departure| departure.stays).collect(),
@@ -490,7 +527,8 @@ impl Gates {
 impl Entry {
     /// What it has counted for this process; `None` where its memory is gone.
     fn counts(&self) -> Option<Counts> {
-        let counts = self.gate.counts()?;
+        let now = || self.gate.counts().filter(|_| !self.is_gone);
+        let counts = self.last.or_else(now)?;
         Some(Counts {
             inside: counts.inside,
             overflows: counts.overflows.saturating_sub(self.before.overflows),
@@ -516,6 +554,17 @@ enum Hindrance {
     Gate(#[from] GateError),
 }
 
+/// An error with all that has led to it.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text += &format!(": {next}");
+        cause = next.source();
+    }
+    text
+}
+
 fn all(obstacles: &[Obstacle]) -> String {
     obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -529,7 +578,7 @@ fn whole(space: &AddressSpace, module: usize) -> Range<u64> {
 
 fn withdraw(prepared: Prepared) {
     if let Err(error) = prepared.withdraw() {
-        let error: &dyn std::error::Error = &error;
+        let error: &dyn Error = &error;
         tracing::warn!(error, "memory that was to be a gate stays; `heaptap detach` takes it out");
     }
 }

@@ -23,14 +23,13 @@ impl Recording {
         let inherited = self.common.inherited.as_ref();
         let mut gates = lock(&self.gates);
         let ready = match &mut *gates {
-            Some(gates) => gates.prepare(findings, places, space, self.process.rss_bytes())?,
+            Some(gates) => gates.prepare(findings, places, space, self.process.rss_bytes()),
             None => Vec::new(),
         };
-        let ungated: Vec<usize> = places
-            .iter()
-            .copied()
-            .filter(|place| ready.iter().all(|ready| ready.allocator != *place))
-            .collect();
+        let ungated = match &*gates {
+            Some(gates) => gates.ungated(places, &ready),
+            None => places.to_vec(),
+        };
         let wanted = Wanted {
             gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
             known_loaders,
@@ -39,7 +38,7 @@ impl Recording {
         let mut probes = attach_to(kernel, inherited, &self.process, &wanted, space)?;
         if let Some(gates) = &mut *gates {
             self.teach_gates(&ready);
-            let failed = gates.enter(ready, &lock(&self.labels))?;
+            let failed = gates.enter(ready, &lock(&self.labels));
             if !failed.is_empty() {
                 let wanted = Wanted::of(findings, &failed);
                 probes.extend(attach_to(kernel, inherited, &self.process, &wanted, space)?);
@@ -72,6 +71,16 @@ impl Recording {
     /// The gates of libraries that were unloaded: gives the places of the allocators that are there again, without one.
     pub(super) fn gates_unloaded(&self, space: &AddressSpace) -> Vec<usize> {
         lock(&self.gates).as_mut().map(|gates| gates.unloaded(space)).unwrap_or_default()
+    }
+
+    /// Whether an allocator is not counted at all, as it cannot be gated.
+    pub(super) fn is_left_out(&self, place: usize) -> bool {
+        lock(&self.gates).as_ref().is_some_and(|gates| gates.is_left_out(place))
+    }
+
+    /// The allocators that could not be gated since this was last asked, each with the reason.
+    pub fn newly_refused(&self) -> Vec<String> {
+        lock(&self.gates).as_mut().map(Gates::news).unwrap_or_default()
     }
 
     /// How many gates were taken out that another heaptap had left.

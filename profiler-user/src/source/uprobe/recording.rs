@@ -248,11 +248,16 @@ impl Recording {
         let all: Vec<usize> = (0..findings.allocators.len()).collect();
         let mut gates = gate.map(|wish| Gates::of(pid, wish, taken)).transpose()?;
         let ready = match &mut gates {
-            Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes())?,
+            Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes()),
             None => Vec::new(),
         };
-        let is_ready = |place: &usize| ready.iter().any(|ready| ready.allocator == *place);
-        let ungated: Vec<usize> = all.into_iter().filter(|place| !is_ready(place)).collect();
+        let ungated = match &gates {
+            Some(gates) => {
+                gates.require()?;
+                gates.ungated(&all, &ready)
+            }
+            None => all,
+        };
         let wanted = Wanted {
             gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
             known_loaders: Some(&[]),
@@ -290,7 +295,10 @@ impl Recording {
         // From here on it counts: all functions at once.
         lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
         if let Some(gates) = &mut gates {
-            let failed = gates.enter(ready, &labels)?;
+            let failed = gates.enter(ready, &labels);
+            gates.require()?;
+            // People are told of these when it has begun.
+            gates.news();
             if !failed.is_empty() {
                 let wanted = Wanted::of(&findings, &failed);
                 probes.extend(attach_to(&kernel, inherited.as_ref(), &process, &wanted, &mapped)?);

@@ -31,8 +31,9 @@ use super::{
 /// A system call that takes so long is one that waits, and none such should be asked for.
 const CALL_LIMIT: Duration = Duration::from_secs(1);
 
-/// How often a thread is let go again that stops with something else to tell.
-const DETOURS_LIMIT: u32 = 64;
+/// How often a thread is let go again that stops with something else to tell: as often as it may be sent SIGSTOP and SIGCONT in some
+/// ten milliseconds.
+const DETOURS_LIMIT: u32 = 1 << 12;
 
 /// Results from here on are negative error numbers.
 const FIRST_ERROR: u64 = -4095_i64 as u64;

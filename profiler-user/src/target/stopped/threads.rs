@@ -32,8 +32,9 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// For how long threads that were killed while they were stopped are waited for.
 const END_LIMIT: Duration = Duration::from_millis(50);
 
-/// How often a thread is let go again that stops with something else to tell.
-const DETOURS_LIMIT: u32 = 64;
+/// How often a thread is let go again that stops with something else to tell: as often as it may be sent SIGSTOP and SIGCONT in some
+/// ten milliseconds.
+const DETOURS_LIMIT: u32 = 1 << 12;
 
 /// What is known of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
