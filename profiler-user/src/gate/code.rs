@@ -26,7 +26,9 @@ mod tests;
 
 use iced_x86::{
     BlockEncoderOptions, IcedError,
-    code_asm::{AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, r8, r9, rcx, rdi, rdx, rsi},
+    code_asm::{
+        AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, r8, r9, rcx, rdi, rdx, rsi, rsp,
+    },
 };
 use profiler_common::call::{Convention, Outcome, Shape};
 
@@ -200,9 +202,10 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
 struct Writer<'setting> {
     asm: CodeAssembler,
     setting: &'setting Setting,
-    /// Where each function's gate begins, and what was moved out of it.
+    /// Where each function's gate begins, what was moved out of it, and the same with what stays of it in front of the jump.
     entries: Vec<CodeLabel>,
     moved: Vec<CodeLabel>,
+    whole: Vec<CodeLabel>,
     sites: Vec<(usize, Stop, CodeLabel)>,
     frames: Vec<(CodeLabel, i32, bool)>,
     copies: Vec<(u64, CodeLabel)>,
@@ -213,7 +216,17 @@ impl<'setting> Writer<'setting> {
         let mut asm = CodeAssembler::new(64)?;
         let entries = (0..functions).map(|_| asm.create_label()).collect();
         let moved = (0..functions).map(|_| asm.create_label()).collect();
-        Ok(Self { asm, setting, entries, moved, sites: Vec::new(), frames: Vec::new(), copies: Vec::new() })
+        let whole = (0..functions).map(|_| asm.create_label()).collect();
+        Ok(Self {
+            asm,
+            setting,
+            entries,
+            moved,
+            whole,
+            sites: Vec::new(),
+            frames: Vec::new(),
+            copies: Vec::new(),
+        })
     }
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
@@ -224,8 +237,17 @@ impl<'setting> Writer<'setting> {
         }
     }
 
-    /// What the jump covers, and the way back behind it.
+    /// Goes on with the function as it was entered: what the jump covers, and the way back behind it. What stays in front of the jump is done
+    /// once more where that has to be, for the gate has destroyed what it did.
     fn moved(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
+        let kept = function.cover.kept_at(function.address);
+        let is_lowered = function.cover.kept.lowers_bytes > 0;
+        if !is_lowered {
+            set(&mut self.asm, &mut self.whole, place)?;
+            if let Some(kept) = kept {
+                self.asm.add_instruction(kept)?;
+            }
+        }
         set(&mut self.asm, &mut self.moved, place)?;
         for instruction in function.cover.instructions_at(function.address) {
             if instruction.ip() != function.address {
@@ -235,12 +257,34 @@ impl<'setting> Writer<'setting> {
             }
             self.asm.add_instruction(instruction)?;
         }
-        self.asm.jmp(function.address + function.cover.bytes.len() as u64)
+        self.asm.jmp(function.address + function.cover.bytes.len() as u64)?;
+        if let Some(kept) = kept.filter(|_| is_lowered) {
+            set(&mut self.asm, &mut self.whole, place)?;
+            self.asm.add_instruction(kept)?;
+            let moved = self.moved.get(place).copied().unwrap_or_default();
+            self.asm.jmp(moved)?;
+        }
+        Ok(())
     }
 
-    /// The label of what was moved out of a function.
-    fn moved_of(&self, place: usize) -> CodeLabel {
-        self.moved.get(place).copied().unwrap_or_default()
+    /// Where a function is gone on with that was entered through its gate, and whose call nothing has been done about.
+    fn onward_of(&self, place: usize, function: &Function) -> CodeLabel {
+        let labels = if function.cover.kept.lowers_bytes > 0 { &self.moved } else { &self.whole };
+        labels.get(place).copied().unwrap_or_default()
+    }
+
+    /// Where a function is as its caller calls it.
+    fn whole_of(&self, place: usize) -> CodeLabel {
+        self.whole.get(place).copied().unwrap_or_default()
+    }
+
+    /// Brings the stack pointer to where the caller has left it.
+    fn raise(&mut self, function: &Function) -> Result<(), IcedError> {
+        match i32::try_from(function.cover.kept.lowers_bytes) {
+            // Flags say nothing at a function's beginning.
+            Ok(bytes) if bytes > 0 => self.asm.add(rsp, bytes),
+            _ => Ok(()),
+        }
     }
 
     /// A place at which a program is to run.
@@ -251,11 +295,11 @@ impl<'setting> Writer<'setting> {
         self.asm.nop()
     }
 
-    /// A call of what was moved out of a function, by a frame of so many bytes beside the return address, of a thread that is counted or is
+    /// A call of a function as it was, by a frame of so many bytes beside the return address, of a thread that is counted or is
     /// not.
     fn call(&mut self, place: usize, frame_bytes: i32, is_counted: bool) -> Result<(), IcedError> {
-        let moved = self.moved_of(place);
-        self.asm.call(moved)?;
+        let whole = self.whole_of(place);
+        self.asm.call(whole)?;
         let mut label = self.asm.create_label();
         here(&mut self.asm, &mut label)?;
         self.frames.push((label, frame_bytes + 8, is_counted));

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gate, GateError, Jump, Prepared, stop};
+use super::{Gate, GateError, Jump, Prepared, STOP_TRIES, stop};
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 
 /// How often it is tried where a thread would return into what is to be covered, and the pause before it is tried again.
@@ -32,7 +32,7 @@ impl Prepared {
     fn try_enter(&self) -> Result<Duration, GateError> {
         let began = Instant::now();
         for tries in 1.. {
-            let stopped = stop(self.pid)?;
+            let stopped = stop(self.pid, STOP_TRIES)?;
             if self.jump(&stopped)? {
                 return Ok(stopped.release());
             }

@@ -94,7 +94,7 @@ pub(super) fn find(
                     site,
                     back: Back::Unseen,
                     jumps: false,
-                    cover: cover(offset, functions, text),
+                    cover: cover(offset, shape, functions, text),
                     state_distance: None,
                 };
                 hooks.push((offset, hook));
@@ -176,12 +176,17 @@ fn place(
 }
 
 /// What a jump into a gate would cover of the function at an offset.
-fn cover(offset: u64, functions: &Functions, text: &mut Text<'_, '_>) -> Result<Cover, Refusal> {
+fn cover(
+    offset: u64,
+    shape: Shape,
+    functions: &Functions,
+    text: &mut Text<'_, '_>,
+) -> Result<Cover, Refusal> {
     /// Larger functions are not looked through for jumps to their own beginning.
     const MOST_BYTES: u64 = 1 << 20;
     let function = text.part(offset, MOST_BYTES, functions).map(|part| part.range);
     let (code, targets) = text.section(offset).ok_or(Refusal::NoCode)?;
-    let cover = cover::find(code, offset, function, targets)?;
+    let cover = cover::find(code, offset, function, targets, arguments(shape))?;
     // Sizes may say anything.
     let address = functions.address_at(offset).ok_or(Refusal::NoCode)?;
     let bytes = cover.end() - offset;
@@ -191,6 +196,18 @@ fn cover(offset: u64, functions: &Functions, text: &mut Text<'_, '_>) -> Result<
         return Err(Refusal::EnteredInside);
     }
     Ok(cover)
+}
+
+/// How many arguments a gate looks at, of a function of this shape: those up to the last one that tells it something.
+pub(crate) fn arguments(shape: Shape) -> usize {
+    let Some(convention) = shape.convention() else { return 1 };
+    let numbers = [
+        convention.size_argument(),
+        convention.count_argument(),
+        convention.old_argument(),
+        convention.out_argument(),
+    ];
+    numbers.into_iter().max().and_then(|last| usize::try_from(last).ok()).unwrap_or(usize::MAX)
 }
 
 /// Where a function comes back, by what is known of where functions end.

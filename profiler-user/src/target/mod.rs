@@ -63,6 +63,8 @@ pub mod site;
 
 pub mod cover;
 
+pub mod kept;
+
 #[cfg(test)]
 mod site_model;
 

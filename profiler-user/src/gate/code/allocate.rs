@@ -37,6 +37,7 @@ impl Writer<'_> {
         here(&mut self.asm, &mut on)?;
         if function.jumps {
             // What it jumps to has to find a return address in here, and not the caller's.
+            self.raise(function)?;
             self.asm.sub(rsp, PADDING)?;
             self.call(place, PADDING, false)?;
             self.asm.add(rsp, PADDING)?;
@@ -54,10 +55,15 @@ impl Writer<'_> {
                 here(&mut self.asm, &mut maybe)?;
                 self.resized(&arguments, draw, call)?;
                 here(&mut self.asm, &mut call)?;
+                self.raise(function)?;
                 self.resize(place, &arguments, convention)
             }
-            (None, Throws::Never) => self.give(place, &arguments),
+            (None, Throws::Never) => {
+                self.raise(function)?;
+                self.give(place, &arguments)
+            }
             (None, Throws::Unless { counterpart, arguments }) => {
+                self.raise(function)?;
                 self.give_or_throw(place, counterpart, arguments)
             }
         }
@@ -130,8 +136,8 @@ impl Writer<'_> {
         self.asm.ret()?;
         here(&mut self.asm, &mut throw)?;
         self.count_inside(false)?;
-        let moved = self.moved_of(place);
-        self.asm.jmp(moved)
+        let whole = self.whole_of(place);
+        self.asm.jmp(whole)
     }
 
     /// The old block may be in the sample, and its bucket is in r10: takes it out of the table, and goes to `call` with 1 in r10 if it was in

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     gate::{gaps, layout::Layout},
     numbers::Numbers,
-    target::{cover, elf::Code, site::Targets},
+    target::{cover, elf::Code, hooks::arguments, site::Targets},
 };
 
 /// Room for each function, and where the gates begin behind them.
@@ -44,8 +44,14 @@ impl Bench {
                 code.write(place * FUNCTION_BYTES, &bytes);
                 let end = address + bytes.len() as u64;
                 let section = Code { offset: address, bytes };
-                let cover =
-                    cover::find(&section, address, Some(address..end), &Targets::of(&section)).unwrap();
+                let cover = cover::find(
+                    &section,
+                    address,
+                    Some(address..end),
+                    &Targets::of(&section),
+                    arguments(*shape),
+                )
+                .unwrap();
                 let address = cover.offset;
                 let jumps = numbers.below(2) == 0;
                 Function { shape: *shape, address, cover, jumps, throws: Throws::Never }

@@ -9,13 +9,15 @@ impl Writer<'_> {
     /// can be given to anybody else.
     pub(super) fn release(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
         let (mut maybe, mut ask) = (self.asm.create_label(), self.asm.create_label());
-        let moved = self.moved_of(place);
+        let onward = self.onward_of(place, function);
         self.filter(rdi, maybe)?;
         self.moved(place, function)?;
         here(&mut self.asm, &mut maybe)?;
-        self.remove(rdi, moved, ask)?;
+        self.remove(rdi, onward, ask)?;
         here(&mut self.asm, &mut ask)?;
+        self.raise(function)?;
         self.stop(place, Stop::Free)?;
-        self.asm.jmp(moved)
+        let whole = self.whole_of(place);
+        self.asm.jmp(whole)
     }
 }

@@ -207,7 +207,7 @@ unsafe extern "C" fn call_raw(function: u64, arguments: *const u64, back: *mut B
 }
 
 /// The beginnings that functions have, each of which is covered in its own way.
-pub(super) const PROLOGUES: usize = 6;
+pub(super) const PROLOGUES: usize = 8;
 
 /// A function at an address that asks [`answer`] for its result, and begins in one of several ways.
 pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
@@ -246,6 +246,17 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
             asm.lea(r11, qword_ptr(constant)).unwrap();
             asm.xor(eax, eax).unwrap();
         }
+        // Room on the stack.
+        6 => {
+            asm.sub(asm_of::rsp, 40).unwrap();
+            asm.cmp(rdi, 0x1000).unwrap();
+            pushed = 5;
+        }
+        // An argument taken note of.
+        7 => {
+            asm.mov(r10, rdi).unwrap();
+            asm.lea(rax, qword_ptr(r10 + 8)).unwrap();
+        }
         // A jump that ends it.
         _ => {
             asm.push(rbx).unwrap();
@@ -271,6 +282,7 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
             asm.pop(rbp).unwrap();
             asm.pop(r12).unwrap();
         }
+        6 => asm.add(asm_of::rsp, 40).unwrap(),
         2 => asm.pop(rbp).unwrap(),
         4 => asm.pop(rbx).unwrap(),
         _ => {}
