@@ -4,6 +4,8 @@
 //! for bytes by which one does, or takes long, or takes much memory. Inputs that reach something new are kept in
 //! `tests/fuzz/corpus`, and `cargo test` does the same with all of them.
 
+mod description;
+
 mod eh_frame;
 
 mod input;
@@ -14,7 +16,7 @@ mod step;
 
 pub(crate) use input::{Input, file};
 
-pub use self::{eh_frame::eh_frame, profile::profile, step::step};
+pub use self::{description::description, eh_frame::eh_frame, profile::profile, step::step};
 pub use crate::{
     symbolize::fuzzing::{demangle, perf_map},
     target::fuzzing::maps,
@@ -48,8 +50,9 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target by its name in `tests/fuzz`.
-    const TARGETS: [(&str, Target); 7] = [
+    const TARGETS: [(&str, Target); 8] = [
         ("demangle", super::demangle),
+        ("description", super::description),
         ("eh_frame", super::eh_frame),
         ("elf", super::elf),
         ("maps", super::maps),

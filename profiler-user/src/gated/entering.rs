@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Description, Gate, GateError, Jump, Prepared, files::is_mapped, prepared::LookedAt, sharing, stop,
+    Description, Gate, GateError, Jump, Prepared, STOP_TRIES, files::is_mapped, prepared::LookedAt, sharing,
+    stop,
 };
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 
@@ -34,7 +35,7 @@ impl Prepared {
     fn try_enter(&self) -> Result<Duration, GateError> {
         let began = Instant::now();
         for tries in 1.. {
-            let stopped = stop(self.pid)?;
+            let stopped = stop(self.pid, STOP_TRIES)?;
             if self.jump(&stopped)? {
                 return Ok(stopped.release());
             }

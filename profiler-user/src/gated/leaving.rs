@@ -3,7 +3,7 @@
 use std::{fmt, fs::File, ops::Range, thread, time::Duration};
 
 use super::{
-    Counts, Description, Gate, GateError, Jump,
+    Counts, Description, Gate, GateError, Jump, STOP_TRIES_TO_LEAVE,
     entering::take_out,
     files::{is_mapped, is_open},
     memory::{close, unmap},
@@ -104,7 +104,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             thread::sleep(pause);
             pause *= 2;
         }
-        let stopped = match stop(pid) {
+        let stopped = match stop(pid, STOP_TRIES_TO_LEAVE) {
             Ok(stopped) => stopped,
             Err(StopError::Gone { .. }) => return Ok(Departure { stays: None, ..departure }),
             Err(error) => return Err(error.into()),

@@ -3,7 +3,7 @@
 use std::{ffi::CStr, fs::File, ops::Range};
 
 use super::{
-    GateError,
+    GateError, STOP_TRIES_TO_LEAVE,
     files::{is_mapped, lock, open},
     stop,
 };
@@ -121,7 +121,7 @@ fn create(stopped: &Stopped) -> Result<u64, StopError> {
 
 /// Takes from the process what it has of a gate's file in these places; what else may be there by now, it keeps.
 pub(super) fn take_back(pid: u32, file: &File, ranges: &[Range<u64>]) -> Result<(), GateError> {
-    let stopped = match stop(pid) {
+    let stopped = match stop(pid, STOP_TRIES_TO_LEAVE) {
         Ok(stopped) => stopped,
         Err(StopError::Gone { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),

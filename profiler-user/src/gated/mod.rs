@@ -48,16 +48,18 @@ use crate::{
 /// How long threads are waited for that are to stand still. One that computes does so as soon as it has a processor.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
 
-/// How often it is tried, and the pause in between, in which all of them go on.
+/// How often it is tried, and the pause in between, in which all of them go on. What is not put in is counted otherwise, and what is not
+/// taken out stays: that is worth more patience.
 const STOP_TRIES: u32 = 5;
+const STOP_TRIES_TO_LEAVE: u32 = 20;
 const STOP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Stops all threads of a process.
-fn stop(pid: u32) -> Result<Stopped, StopError> {
+fn stop(pid: u32, most_tries: u32) -> Result<Stopped, StopError> {
     let mut tries = 1;
     loop {
         match Stopped::all(pid, STOP_LIMIT) {
-            Err(StopError::NotInTime { .. } | StopError::TooMany { .. }) if tries < STOP_TRIES => {
+            Err(StopError::NotInTime { .. } | StopError::TooMany { .. }) if tries < most_tries => {
                 std::thread::sleep(STOP_PAUSE);
                 tries += 1;
             }

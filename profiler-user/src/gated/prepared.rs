@@ -3,7 +3,7 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
-    Description, GateError, Jump, feeding,
+    Description, GateError, Jump, STOP_TRIES, feeding,
     memory::{self, Memory},
     path_of, stop,
 };
@@ -80,7 +80,7 @@ impl Prepared {
         let room = described + code_bytes(plan, layout)?;
         let at = find_room(pid, &plan.module, room)?;
         let words = Words::of(pid).map_err(GateError::file(pid, "read"))?;
-        let stopped = stop(pid)?;
+        let stopped = stop(pid, STOP_TRIES)?;
         let budget = stopped.rseq_offset()?.map_or(Budget::OfThread, |offset| Budget::OfCpu { offset });
         let map = |at| Memory::map(&stopped, pid, at, room, layout.bytes());
         let memory = match map(at) {

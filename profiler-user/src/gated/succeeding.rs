@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gate, GateError, Jump, Prepared, memory::unmap, stop};
+use super::{Gate, GateError, Jump, Prepared, STOP_TRIES, memory::unmap, stop};
 use crate::{
     gate::table::Table,
     target::{cover::JUMP_BYTES, stopped::Stopped},
@@ -55,7 +55,7 @@ impl Prepared {
         let began = Instant::now();
         for _ in 0..TRIES {
             let known = known();
-            let stopped = stop(self.pid)?;
+            let stopped = stop(self.pid, STOP_TRIES)?;
             if self.turn(old, &known, &stopped)? {
                 at_turn()?;
                 // Nobody is in there.
