@@ -65,6 +65,10 @@ pub fn assert_reconciled(profile: &Profile) {
     let counter = |name| profile.counter(name);
     assert_reconciled_but_for_frees(profile);
     assert_eq!(counter("unknown_frees"), 0, "{:#?}", profile.comments);
+    if profile.comments.iter().any(|comment| comment.starts_with("sampling: ")) {
+        // Its numbers are estimates.
+        return;
+    }
     // What went in is what is there or has come out, resizes apart, which are both.
     let counted = counter("gate_calls") - counter("gate_uncounted");
     let total = profile.total();

@@ -96,6 +96,43 @@ fn every_function_is_counted_exactly() {
     }
 }
 
+/// Without resizes, what goes into the sample is what is there and what has come out, to the last block.
+#[test]
+fn what_goes_into_the_sample_comes_out_of_it_or_is_in_use() {
+    for preloaded in ALLOCATORS {
+        for sample in ["1", "64", "2KiB", "64KiB"] {
+            let Some(mut guest) = guest_with("gated", preloaded) else { continue };
+            let recording = gate::attach_with(guest.pid(), &["--gate=require", "--sample", sample]);
+            for _ in 0..10 {
+                guest.command("run all");
+            }
+            let live = if sample == "1" { 200 } else { 0 };
+            if live > 0 {
+                guest.command("run");
+            }
+            let ledger = guest.ledger();
+            let (_, profile) = gate::finish(recording);
+            gate::assert_reconciled(&profile);
+            let counter = |name| profile.counter(name);
+            let sampled = counter("gate_calls") - counter("gate_uncounted");
+            assert_eq!(
+                sampled,
+                counter("gate_frees") + live,
+                "{preloaded} {sample}: {:#?}",
+                profile.comments
+            );
+            // The gate knows no more of these than that it had let them through.
+            assert_eq!(counter("gate_unknown_frees"), counter("gate_uncounted"), "{:#?}", profile.comments);
+            if sample == "1" {
+                ledger.assert_equals(&profile);
+                assert_eq!(profile.total().alloc_objects, sampled);
+                assert_eq!(profile.total().inuse_objects, live);
+            }
+            guest.exit();
+        }
+    }
+}
+
 #[test]
 fn handlers_of_signals_are_counted_exactly() {
     for preloaded in ALLOCATORS {
@@ -341,8 +378,8 @@ fn the_next_program_is_gated_as_well() {
 /// A program that does nothing but to begin anew, again and again, however far heaptap has come with it.
 #[test]
 fn whoever_replaces_its_program_while_a_gate_goes_in_is_not_harmed() {
-    const LOOP: &str = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); done; exec sh -c \"$LOOP\"";
-    for _ in 0..12 {
+    const LOOP: &str = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; exec sh -c \"$LOOP\"";
+    for _ in 0..4 {
         let mut command = Command::new("sh");
         command.args(["-c", LOOP]).env("LOOP", LOOP);
         let process = Process::spawn(command);
