@@ -9,7 +9,7 @@
 
 #include <pthread.h>
 
-enum { THREADS = 8, SHARED = 256, KEPT_ERRNO = 77, STEPS = 50 };
+enum { THREADS = 8, MOST_THREADS = 256, SHARED = 256, KEPT_ERRNO = 77, STEPS = 50 };
 
 /* The ledger has to have a line, and what is allocated here is more than anybody counts. */
 SITE(nothing);
@@ -20,9 +20,9 @@ struct header {
 };
 
 static _Atomic(struct header *) shared[SHARED];
-static atomic_ulong steps[THREADS];
+static atomic_ulong steps[MOST_THREADS];
 static atomic_int is_over;
-static pthread_t threads[THREADS];
+static pthread_t threads[MOST_THREADS];
 static int working;
 
 /* Calls a function of up to three arguments, with numbers in all registers that it has to keep. */
@@ -158,7 +158,7 @@ static void work(const char *argument)
 static void worked(const char *argument)
 {
     (void)argument;
-    unsigned long before[THREADS];
+    unsigned long before[MOST_THREADS];
     for (int thread = 0; thread < working; thread++)
         before[thread] = steps[thread];
     for (int thread = 0; thread < working; thread++)

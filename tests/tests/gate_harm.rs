@@ -118,6 +118,27 @@ fn tcmalloc_is_gated_and_ungated_many_times() {
     println!("{}", in_and_out(Some(TCMALLOC)));
 }
 
+/// How long it takes is what the process notices of it.
+#[test]
+fn two_hundred_threads_are_gated_and_ungated() {
+    let mut guest = verifying(None);
+    let pid = guest.pid();
+    guest.command("work 200");
+    guest.command("worked");
+    let before = Belongings::of(pid);
+    for _ in 0..5 {
+        let recording = Recording::attach_with(pid, &["--gate=require", "--sample", "512KiB"]);
+        guest.command("worked");
+        let outcome = recording.finish().outcome;
+        outcome.assert_success();
+        let said = outcome.stderr.lines().rfind(|line| line.contains("stood still"));
+        println!("200 threads: {}", said.expect("it is said how long"));
+    }
+    Belongings::of(pid).assert_same(&before, "behind the last time");
+    guest.command("rest");
+    guest.exit();
+}
+
 /// By ordinary probes in functions that lead to a gate, the kernel would go on in the middle of a jump.
 #[test]
 fn another_heaptap_waits_until_one_that_gates_has_ended() {
