@@ -29,7 +29,7 @@ pub(super) fn run(args: &DetachArgs, out: &mut dyn Write) -> Result<(), CliError
             said += "; its file was open, and is closed";
         }
         match departure.stays {
-            Some(stay) => said += &format!("; its memory stays, and nothing leads there any more: {stay}"),
+            Some(stay) => said += &format!("; its memory stays: {stay}"),
             None => said += "; its memory is gone",
         }
         let stood_ms = departure.stood.as_secs_f64() * 1e3;

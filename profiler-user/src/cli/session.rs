@@ -1,6 +1,7 @@
 //! What `record` and `serve` share: a recording, its end, and profiles of it.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -192,6 +193,7 @@ impl Session {
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
         let pidfd = pidfd.map_err(|error| failed(error.into()))?;
         let mut notices = self.notices.lock().await;
+        let mut put_off = VecDeque::new();
         loop {
             tokio::select! {
                 ready = pidfd.readable() => {
@@ -203,8 +205,15 @@ impl Session {
                     // It was the moment in which one thread takes another's place.
                     ready.clear_ready();
                 }
-                Some(notice) = notices.recv() => match notice {
-                    Notice::Exec { seen } => self.follow_exec(seen),
+                Some(notice) = next(&mut put_off, &mut notices) => match notice {
+                    Notice::Exec { seen } => {
+                        // Of several programs, one after the other, only the last is there to be followed.
+                        while let Ok(notice) = notices.try_recv() {
+                            put_off.push_back(notice);
+                        }
+                        put_off.retain(|notice| !matches!(notice, Notice::Exec { .. }));
+                        self.follow_exec(seen);
+                    }
                     Notice::CodeAdded => self.attach_to_new(),
                     Notice::ChildMade => self.recording.free_children(),
                     // It has been heard of elsewhere.
@@ -321,6 +330,17 @@ impl Session {
         names.resolve(&heap);
         let profile = profile::heap::profile(&heap, &names)?;
         Ok((heap, profile))
+    }
+}
+
+/// The next notice: one that was put off, or one to come.
+async fn next(
+    put_off: &mut VecDeque<Notice>,
+    notices: &mut mpsc::UnboundedReceiver<Notice>,
+) -> Option<Notice> {
+    match put_off.pop_front() {
+        Some(notice) => Some(notice),
+        None => notices.recv().await,
     }
 }
 

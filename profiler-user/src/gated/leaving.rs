@@ -167,10 +167,9 @@ fn unmap_if_empty(
     }
     if let Some(description) = described {
         let Description { data, jumps, .. } = description;
-        // A call that will never return is counted as inside for ever; then nothing may lead back at all.
-        let is_certain = words.found.is_empty() && words.unseen.is_empty();
+        // Also where no stack leads back: it may be one that nobody stands on at the moment.
         let inside = data.start + description.layout().inside();
-        if !is_certain && there.contains(&data) && stopped.read(inside, 8)? != [0; 8] {
+        if there.contains(&data) && stopped.read(inside, 8)? != [0; 8] {
             return Ok(Some(Stay::Inside));
         }
         // Functions that somebody else has changed may still lead here by way of what they have taken along.

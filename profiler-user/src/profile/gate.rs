@@ -61,7 +61,7 @@ pub fn closing_lines(gate: &Gating, counters: &Counters) -> Vec<String> {
         gate.stood.as_secs_f64() * 1e3
     ));
     for stay in &gate.stays {
-        lines.push(format!("  its memory is still in the process, and nothing leads there any more: {stay}"));
+        lines.push(format!("  its memory is still in the process: {stay}"));
     }
     for reason in &gate.remain {
         lines.push(format!("  it is still in, which `heaptap detach` changes: {reason}"));
