@@ -70,6 +70,9 @@ pub const LARGEST_DEFAULT_MAX_LIVE: u32 = 1 << 24;
 /// own, in slots of 128 B; 32 MiB when all of them are in use.
 pub const DEFAULT_MAX_TOTALS: u32 = 1 << 18;
 
+/// The same of a process that does nothing when it is attached to: buckets of 2 MiB.
+pub const QUIET_MAX_TOTALS: u32 = 1 << 17;
+
 /// Size classes that can be counted of what has no room among the (stack, size class) pairs, for all processes: some 200 for each of
 /// their programs and allocators.
 ///

@@ -18,13 +18,13 @@ const JEMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2";
 const TCMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4";
 
 /// How long one test goes in and out.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How often it does at most.
 const TIMES: usize = 1_000;
 
 /// How often a busy machine of two processors does in that time.
-const LEAST: usize = 20;
+const LEAST: usize = 15;
 
 /// What is sampled: much, so that the gate has something to do.
 const INTERVAL_BYTES: u64 = 4 << 10;

@@ -313,7 +313,7 @@ pub struct CapacityArgs {
     pub max_live: Option<u32>,
 
     /// Stacks, times the block sizes of each, to tell apart; beyond that allocations are counted without their stack
-    /// [default: 262144, as far as the memory goes].
+    /// [default: 262144, or 131072 for a process that sleeps, as far as the memory goes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_stacks: Option<u32>,
 
