@@ -5,7 +5,6 @@ use std::{
     io,
     num::NonZeroU32,
     path::{Path, PathBuf},
-    thread,
 };
 
 use aya::programs::{
@@ -17,6 +16,7 @@ use nix::errno::Errno;
 use super::{
     inherited::InheritedError,
     kernel::{Kernel, KernelError},
+    letting_go::let_go,
     multi::{Multi, NOTHING},
     sites::Site,
     tracefs::TracefsError,
@@ -189,13 +189,10 @@ impl Probes {
 }
 
 impl Drop for Probes {
-    /// The kernel waits for each link until nobody is in its programs: for all of them at the same time.
     fn drop(&mut self) {
-        thread::scope(|scope| {
-            for link in self.links.drain(..) {
-                // Where there is no thread to be had, the closure is dropped here, and the link with it.
-                let _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
-            }
-        });
+        let links = std::mem::take(&mut self.links);
+        if !links.is_empty() {
+            let_go(links);
+        }
     }
 }

@@ -26,6 +26,8 @@ mod tracefs;
 
 mod sites;
 
+mod letting_go;
+
 mod attach;
 
 mod inherited;
