@@ -122,7 +122,8 @@ fn new_image() -> u32 {
 /// Begins to watch a process; false where there is no room for it.
 #[inline(always)]
 fn begin(tgid: u32, target: &Target) -> bool {
-    COUNTERS.insert(tgid, &NO_COUNTERS, 0).is_ok() && maps::add_target(tgid, target)
+    let none: &Counters = &NO_COUNTERS;
+    COUNTERS.insert(tgid, none, 0).is_ok() && maps::add_target(tgid, target)
 }
 
 /// Watches a process no longer that nobody was told of. Its blocks go with the next sweep.

@@ -93,7 +93,8 @@ extern "C" fn count_block(owner: u64, block: u64, stack: u64) -> u64 {
     let block = LiveBlock::from_raw(block, stack);
     let mut inherited = block.inherited(block.stack);
     let key = TotalsKey::of(owner, &inherited);
-    if TOTALS.get_ptr(key).is_none() && TOTALS.insert(key, &NOTHING, NO_EXIST).is_err() {
+    let nothing: &Totals = &NOTHING;
+    if TOTALS.get_ptr(key).is_none() && TOTALS.insert(key, nothing, NO_EXIST).is_err() {
         count(owner as u32, Counter::TotalsFull, 1);
         inherited = block.inherited(OVERFLOW_STACK);
     }
