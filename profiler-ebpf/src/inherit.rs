@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use profiler_common::{
     counters::Counter,
-    heap::{FreshBlock, LiveBlock, LiveKey, OVERFLOW_STACK, TotalsKey},
+    heap::{FreshBlock, LiveBlock, LiveKey, OVERFLOW_STACK, Totals, TotalsKey},
     thread::Thread,
 };
 

@@ -5,8 +5,8 @@
 //! thread that is made for them, and whose end releases even what had not stopped yet and could not be let go.
 //!
 //! What is done to a process is done so that our end harms it at no instant: a thread that executes a system call for us comes back
-//! by itself ([`frame`]), and one that is moved is right where it was and where it is ([`moving`]). There is one exception, for the
-//! few calls that a stop makes fail ([`repeat`]).
+//! by itself (`frame`), and one that is moved is right where it was and where it is (`moving`). There is one exception, for the
+//! few calls that a stop makes fail (`repeat`).
 //!
 //! If the process is a child of ours, nobody may wait for it meanwhile with anything but its own end in mind: a plain
 //! `waitpid` would be told of the stops in the place of this.
