@@ -79,6 +79,8 @@ fn run_here() -> Result<()> {
     kernel.args(["test", "--no-fail-fast", "--package", "heaptap-tests"]).args(targets(&kernel_tests()?));
     // One at a time: each test has probes in the libc that all of them run on.
     kernel.args(["--", "--test-threads=1"]).env("HEAPTAP_BIN", &heaptap);
+    // Somebody else may be at work here, and guests wait for a command while heaptap attaches: what sleeps is given little room.
+    kernel.env("HEAPTAP_RING_BYTES", "33554432");
     if is_root() {
         mount_tracefs()?;
     }
