@@ -5,7 +5,7 @@ use crate::ledger::Ledger;
 use crate::profile::Profile;
 
 /// What makes heaptap count by gates or not at all, and every block.
-pub const EXACTLY: [&str; 5] = ["--gate=require", "--sample", "1", "--ring-bytes", "8388608"];
+pub const EXACTLY: [&str; 5] = ["--gate=require", "--sample", "1", "--ring-bytes", "33554432"];
 
 /// Allocators that can be preloaded and gated, beside the C library's own; those that are not installed are not tested.
 pub const ALLOCATORS: [&str; 3] =
