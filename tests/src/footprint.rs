@@ -1,5 +1,6 @@
 //! The memory that a process takes, with what the kernel keeps for it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -41,14 +42,15 @@ fn now_bytes(pid: u32) -> Option<(u64, u64)> {
         .filter_map(|map| map.extension.map.get("Rss").copied())
         .sum();
     let own = process.status().ok()?.vmhwm? * 1024;
-    let mut kernels = 0;
+    // There may be several descriptors of a map.
+    let mut maps = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten() {
         // Descriptors come and go.
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-        if text.contains("map_id:") {
-            let size = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-            kernels += size.and_then(|size| size.trim().parse::<u64>().ok()).unwrap_or_default();
+        let number = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if let Some(map) = number("map_id:") {
+            maps.insert(map, number("memlock:").unwrap_or_default());
         }
     }
-    Some((own.saturating_sub(rings), kernels))
+    Some((own.saturating_sub(rings), maps.into_values().sum()))
 }
