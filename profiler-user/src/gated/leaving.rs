@@ -79,18 +79,24 @@ pub(super) struct Remains {
     pub(super) descriptors: Vec<u64>,
 }
 
-impl Gate {
-    /// Takes the gate out of its process. One that has replaced its program, or ended, has none.
-    pub fn leave(&self) -> Result<Departure, GateError> {
-        let Description { code, data, jumps, .. } = &self.description;
-        let remains = Remains {
+impl Remains {
+    /// All that there is of a gate that this describes.
+    pub(super) fn of(description: &Description) -> Self {
+        let Description { code, data, jumps, .. } = description;
+        Self {
             functions: jumps.len(),
             jumps: jumps.clone(),
             ranges: vec![code.clone(), data.clone()],
-            description: Some(self.description.clone()),
-            ..Remains::default()
-        };
-        leave(self.pid, &self.file, &remains)
+            description: Some(description.clone()),
+            ..Self::default()
+        }
+    }
+}
+
+impl Gate {
+    /// Takes the gate out of its process. One that has replaced its program, or ended, has none.
+    pub fn leave(&self) -> Result<Departure, GateError> {
+        leave(self.pid, &self.file, &Remains::of(&self.description))
     }
 }
 

@@ -131,11 +131,7 @@ impl Gate {
 
     /// Whether calls go through it: not where its functions' library was unloaded.
     pub fn is_led_to(&self) -> bool {
-        let mut is = [0; JUMP_BYTES];
-        let jumps = &self.description.jumps;
-        jumps
-            .iter()
-            .any(|jump| self.words.read(jump.address, &mut is).is_some() && jump.is_there(&is).is_some())
+        is_led_to(&self.words, &self.description)
     }
 
     /// Its gaps, for who draws them anew.
@@ -157,6 +153,13 @@ impl Gate {
     pub fn counts(&self) -> Option<Counts> {
         Counts::read(&self.description, |address| self.words.word(address))
     }
+}
+
+/// Whether any jump leads to the gate that this describes.
+fn is_led_to(words: &Words, description: &Description) -> bool {
+    let mut is = [0; JUMP_BYTES];
+    let mut jumps = description.jumps.iter();
+    jumps.any(|jump| words.read(jump.address, &mut is).is_some() && jump.is_there(&is).is_some())
 }
 
 /// Where a file of ours can be opened by its descriptor.

@@ -3,7 +3,8 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
-    Description, GateError, Jump, STOP_TRIES, feeding,
+    Description, GateError, Jump, STOP_TRIES, feeding, is_led_to,
+    leaving::{Remains, leave},
     memory::{self, Memory},
     path_of, stop,
 };
@@ -136,8 +137,11 @@ impl Prepared {
         feeding::Fed::new(&self.file, self.pid, &self.description, interval_bytes)
     }
 
-    /// Takes its memory from the process again.
+    /// Takes its memory from the process again, and first the jumps that lead there, if any could not be taken back when they were put in.
     pub fn withdraw(self) -> Result<(), GateError> {
+        if is_led_to(&self.words, &self.description) {
+            return leave(self.pid, &self.file, &Remains::of(&self.description)).map(drop);
+        }
         let Description { code, data, .. } = self.description;
         memory::take_back(self.pid, &self.file, &[code, data])
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gate, GateError, Jump, Prepared, STOP_TRIES, memory::unmap, stop};
+use super::{Description, Gate, GateError, Jump, Prepared, STOP_TRIES, memory::unmap, stop};
 use crate::{
     gate::table::Table,
     target::{cover::JUMP_BYTES, stopped::Stopped},
@@ -57,10 +57,15 @@ impl Prepared {
             let known = known();
             let stopped = stop(self.pid, STOP_TRIES)?;
             if self.turn(old, &known, &stopped)? {
-                at_turn()?;
-                // Nobody is in there.
-                unmap(&stopped, &old.description.code)?;
-                unmap(&stopped, &old.description.data)?;
+                if let Err(error) = at_turn() {
+                    self.turn_back(old, self.description.jumps.len(), &stopped)?;
+                    return Err(error);
+                }
+                // Nobody is in there. Calls go through this gate from now on, whatever becomes of the other's memory.
+                let Description { code, data, .. } = &old.description;
+                if let Err(error) = unmap(&stopped, code).and_then(|()| unmap(&stopped, data)) {
+                    tracing::warn!(%error, "the memory of a gate stays that another has taken the place of");
+                }
                 return Ok(stopped.release());
             }
             drop(stopped);
