@@ -29,6 +29,7 @@ const CLONE_VM: u64 = 0x100;
 const CLONE_THREAD: u64 = 0x1_0000;
 
 /// What a process begins with. Not on the stack, of which [`process_fork`] and what it calls have 512 bytes.
+#[unsafe(no_mangle)]
 static NO_COUNTERS: Counters = Counters([0; COUNTERS_OF_A_TARGET]);
 
 /// A thread has made another one, which has yet to run.

@@ -183,7 +183,23 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
     }
     let mut stripped = Vec::new();
     builder.write(&mut stripped).context("cannot write the stripped object")?;
+    if let Some(name) = mangled(&stripped) {
+        bail!(
+            "the type information names `{name}` after the folder that it was built in: give the static \
+             `#[unsafe(no_mangle)]`"
+        );
+    }
     Ok(stripped)
+}
+
+/// A name that is still mangled. Its crate's number is made of the folder's path, so that the object would not be the
+/// same elsewhere.
+fn mangled(object: &[u8]) -> Option<String> {
+    let names = object.split(|&byte| byte == 0).filter_map(|name| str::from_utf8(name).ok());
+    names.filter(|name| name.starts_with("_R") || name.starts_with("_ZN")).find_map(|name| {
+        let readable = rustc_demangle::try_demangle(name).ok()?;
+        Some(format!("{readable:#}"))
+    })
 }
 
 /// Instructions of every program: the functions that are seen from outside and lie in a program's section.
