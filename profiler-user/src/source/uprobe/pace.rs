@@ -34,6 +34,11 @@ impl Pace {
         self.last = Instant::now();
     }
 
+    /// Doubles the interval, up to `most`.
+    pub(super) fn slow_down(&mut self, most: Duration) {
+        self.interval = (self.interval * 2).min(most);
+    }
+
     /// How long not to look any more.
     pub(super) fn rest(&self) -> Duration {
         self.wait(self.interval).saturating_sub(self.last.elapsed())
@@ -68,6 +73,16 @@ mod tests {
         assert_eq!(took(50).wait(second), Duration::from_secs(5));
         assert!(!took(50).allows());
         assert!(took(50).rest() > Duration::from_secs(4));
+    }
+
+    #[test]
+    fn looks_that_find_nothing_are_made_less_often_but_not_seldom() {
+        let mut pace = Pace::new(Duration::from_millis(10));
+        let most = Duration::from_secs(1);
+        for times in 1..=20 {
+            pace.slow_down(most);
+            assert_eq!(pace.wait(pace.interval), Duration::from_millis(10 << times.min(7)).min(most));
+        }
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub struct Forked {
     pub(super) epoch: u32,
 }
 
-/// How long to wait before looking for the page of hijacked return addresses again.
+/// How long to wait before looking for the page of hijacked return addresses again. Each time that it is not there makes this twice as
+/// long, up to [`REVIEW`]: where all functions are gated, it never comes.
 const SEARCH: Duration = Duration::from_millis(10);
 
 /// How long to wait before looking whether code is there still, of which only the loader says when it goes.
@@ -112,6 +113,7 @@ impl Watched {
                 if let Notice::Exec { .. } = notice {
                     self.learner.start_over(stacks);
                     self.knows_trampoline = false;
+                    self.search = Pace::new(SEARCH);
                     self.has_allocated = false;
                     self.was_behind = false;
                 }
@@ -137,6 +139,7 @@ impl Watched {
         if is_behind && self.was_behind {
             self.learner.start_over(&mut self.stacks);
             self.knows_trampoline = false;
+            self.search = Pace::new(SEARCH);
             self.was_behind = self.learner.is_behind();
             return Some(Notice::Exec { seen: Instant::now() });
         }
@@ -157,9 +160,12 @@ impl Watched {
         }
         let space = &mut self.stacks.space;
         self.search.look(|| space.look_again(self.pid));
-        if let Some(trampoline) = space.trampoline() {
-            self.learner.teach_trampoline(trampoline);
-            self.knows_trampoline = true;
+        match space.trampoline() {
+            Some(trampoline) => {
+                self.learner.teach_trampoline(trampoline);
+                self.knows_trampoline = true;
+            }
+            None => self.search.slow_down(REVIEW),
         }
     }
 
