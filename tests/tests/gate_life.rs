@@ -378,6 +378,36 @@ fn the_next_program_is_gated_as_well() {
     }
 }
 
+#[test]
+fn a_process_that_ends_takes_its_gate_along() {
+    for is_killed in [false, true] {
+        let mut guest = Guest::start("gated");
+        let mut recording = gate::attach(guest.pid());
+        guest.command("run");
+        let ledger = guest.ledger();
+        if is_killed {
+            guest.signal(Signal::KILL);
+            guest.wait();
+        } else {
+            guest.exit();
+        }
+        recording.stderr_line("heaptap: the process has ended");
+        let recorded = recording.wait();
+        let profile = recorded.profile();
+        let seen = ledger.of_profile(&profile);
+        for site in ["call_malloc", "call_slots"] {
+            assert_eq!(
+                seen.site(site).alloc_objects,
+                ledger.site(site).alloc_objects,
+                "{:#?}",
+                profile.comments
+            );
+        }
+        gate::assert_gated(&profile);
+        gate::assert_all_out(&recorded.outcome.stderr);
+    }
+}
+
 /// A program that does nothing but to begin anew, again and again, however far heaptap has come with it.
 #[test]
 fn whoever_replaces_its_program_while_a_gate_goes_in_is_not_harmed() {

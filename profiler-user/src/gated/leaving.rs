@@ -29,10 +29,17 @@ pub struct Departure {
     pub left_alone: usize,
     /// How many descriptors were open still, and are closed.
     pub closed: usize,
-    /// What it had counted.
-    pub counts: Counts,
+    /// What it had counted; `None` where its memory was gone.
+    pub counts: Option<Counts>,
     /// Why its memory is there still; `None` where it is gone.
     pub stays: Option<Stay>,
+}
+
+impl Departure {
+    /// The gate is gone with the process, or with the program that it ran, and so are the functions that it had changed.
+    fn with_its_program(self) -> Self {
+        Self { left_alone: 0, stays: None, ..self }
+    }
 }
 
 /// Why a gate's memory stays in its process, where nothing leads to it any more as far as is known.
@@ -112,7 +119,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
         }
         let stopped = match stop(pid, STOP_TRIES_TO_LEAVE) {
             Ok(stopped) => stopped,
-            Err(StopError::Gone { .. }) => return Ok(Departure { stays: None, ..departure }),
+            Err(StopError::Gone { .. }) => return Ok(departure.with_its_program()),
             Err(error) => return Err(error.into()),
         };
         let other = sharing::first_of(pid);
@@ -131,7 +138,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
         let there: Vec<&Range<u64>> =
             remains.ranges.iter().filter(|range| is_mapped(pid, range, file)).collect();
         if there.is_empty() {
-            return Ok(Departure { stays: None, ..departure });
+            return Ok(departure.with_its_program());
         }
         let described = remains.description.as_ref().filter(|described| there.contains(&&described.code));
         if let Some(description) = described.filter(|_| !is_taken_out) {
@@ -144,7 +151,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
                 let bytes = stopped.read(address, 8).ok()?;
                 bytes.first_chunk().map(|word| u64::from_le_bytes(*word))
             };
-            departure.counts = Counts::read(description, word).unwrap_or_default();
+            departure.counts = Counts::read(description, word);
         }
         departure.stays = if remains.is_unknown {
             Some(Stay::Unknown)

@@ -1,0 +1,92 @@
+//! Gates that take the place of others: with more room, or another interval.
+
+use super::{
+    super::recording::RecordError,
+    Entry, Gates, Ready,
+    ready::{Hindrance, withdraw},
+};
+use crate::{
+    gated::{GateError, Known},
+    target::{allocator::Findings, process::ProcessError},
+};
+
+/// So many blocks without room make a table crowded: each has a bucket of which all frees are let through.
+const CROWDED: u64 = 64;
+
+impl Gates {
+    /// The places of those that are in, among all, for which there should be more room.
+    pub(in super::super) fn crowded(&self) -> Vec<usize> {
+        let is_crowded = |entry: &Entry| {
+            let has_more = entry.gate.layout().larger().is_some();
+            !entry.is_gone && !entry.is_stuck && has_more && entry.counts().overflows >= CROWDED
+        };
+        let places = self.gates.iter().enumerate().filter(|(_, entry)| is_crowded(entry));
+        places.map(|(place, _)| place).collect()
+    }
+
+    /// The place of the one that is in, where it is the only one.
+    pub(in super::super) fn only(&self) -> Option<usize> {
+        let mut there = self.gates.iter().enumerate().filter(|(_, entry)| !entry.is_gone);
+        there.next().filter(|_| there.next().is_none()).map(|(place, _)| place)
+    }
+
+    /// Makes a gate ready that is to take the place of another one, with more room or another interval.
+    pub(in super::super) fn prepare_successor(
+        &self,
+        place: usize,
+        interval_bytes: Option<u64>,
+        findings: &Findings,
+    ) -> Result<Ready, RecordError> {
+        let ended = || RecordError::Process(ProcessError::Gone { pid: self.pid });
+        let entry = self.gates.get(place).ok_or_else(ended)?;
+        let (number, _) = findings.numbered().nth(entry.allocator).ok_or_else(ended)?;
+        let mut plan = entry.plan.clone();
+        match interval_bytes {
+            Some(interval_bytes) => plan.interval_bytes = interval_bytes,
+            None => plan.blocks = entry.gate.layout().larger().unwrap_or(plan.blocks),
+        }
+        match self.ready(entry.allocator, entry.module, number, plan) {
+            Ok((ready, _)) => Ok(ready),
+            Err(Hindrance::Gate(error)) => Err(error.into()),
+            Err(Hindrance::Plan(_)) => Err(ended()),
+        }
+    }
+
+    /// Has one that is ready take the place of another one. `blocks` gives those in the sample, and `at_turn` is called when it counts.
+    pub(in super::super) fn succeed(
+        &mut self,
+        place: usize,
+        mut ready: Ready,
+        blocks: impl Fn() -> Vec<u64>,
+        at_turn: impl Fn() -> Result<(), GateError>,
+    ) -> Result<(), RecordError> {
+        let Some(entry) = self.gates.get_mut(place) else { return Ok(()) };
+        let Some(prepared) = ready.prepared.take() else { return Ok(()) };
+        let old = entry.counts();
+        let known = || {
+            // First the count, for what comes behind it is then noticed.
+            let overflows = entry.gate.counts().unwrap_or_default().overflows;
+            Known { blocks: blocks(), overflows }
+        };
+        let fed = prepared.feed(ready.plan.interval_bytes);
+        match prepared.succeed(&entry.gate, known, at_turn) {
+            Ok((gate, stood)) => {
+                self.past.add(old);
+                self.stood = self.stood.max(stood);
+                self.wish.interval_bytes = ready.plan.interval_bytes;
+                self.feeder.add(fed);
+                entry.gate = gate;
+                // What it lacks from the beginning, the old one has counted.
+                entry.count_anew();
+                entry.plan = ready.plan.clone();
+                entry.sites = std::mem::take(&mut ready.sites);
+                Ok(())
+            }
+            Err((error, prepared)) => {
+                entry.is_stuck = true;
+                withdraw(*prepared);
+                Err(error.into())
+            }
+        }
+    }
+}
