@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Description, Gate, GateError, Jump, Prepared, STOP_TRIES, files::is_mapped, prepared::LookedAt, sharing,
-    stop,
+    Description, Gate, GateError, Jump, Prepared, STOP_TRIES, files::is_mapped, prepared::LookedAt,
+    sharing::Alone, stop,
 };
 use crate::target::{cover::JUMP_BYTES, stopped::Stopped};
 
@@ -35,8 +35,9 @@ impl Prepared {
     fn try_enter(&self) -> Result<Duration, GateError> {
         let began = Instant::now();
         for tries in 1.. {
+            let alone = Alone::before_stop(self.pid);
             let stopped = stop(self.pid, STOP_TRIES)?;
-            if self.jump(&stopped)? {
+            if self.jump(&stopped, alone)? {
                 return Ok(stopped.release());
             }
             drop(stopped);
@@ -50,13 +51,13 @@ impl Prepared {
     }
 
     /// Writes the jumps; false where some thread would return into what they cover.
-    fn jump(&self, stopped: &Stopped) -> Result<bool, GateError> {
+    fn jump(&self, stopped: &Stopped, alone: Alone) -> Result<bool, GateError> {
         let (pid, Description { code, data, .. }) = (self.pid, &self.description);
         // Another program may have the same code at the same addresses.
         if ![code, data].into_iter().all(|range| is_mapped(pid, range, &self.file)) {
             return Err(GateError::Replaced { pid });
         }
-        if let Some(other) = sharing::first_of(pid) {
+        if let Some(other) = alone.first_other(stopped.threads()) {
             return Err(GateError::Shared { pid, other });
         }
         let jumps = &self.description.jumps;

@@ -7,7 +7,8 @@ use super::{
     entering::take_out,
     files::{is_mapped, is_open},
     memory::{close, unmap},
-    sharing, stop,
+    sharing::Alone,
+    stop,
 };
 use crate::target::{
     cover::JUMP_BYTES,
@@ -117,12 +118,13 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             thread::sleep(pause);
             pause *= 2;
         }
+        let alone = Alone::before_stop(pid);
         let stopped = match stop(pid, STOP_TRIES_TO_LEAVE) {
             Ok(stopped) => stopped,
             Err(StopError::Gone { .. }) => return Ok(departure.with_its_program()),
             Err(error) => return Err(error.into()),
         };
-        let other = sharing::first_of(pid);
+        let other = alone.first_other(stopped.threads());
         if let Some(other) = other {
             if !is_taken_out && look == LOOKS - 1 {
                 return Err(GateError::Shared { pid, other });

@@ -68,7 +68,7 @@ impl Threads {
         let section = self.section(thread);
         let code = |behind: u64| {
             let mut code = [0; onward::CODE_BYTES as usize];
-            self.read(behind.checked_sub(onward::CODE_BYTES)?, &mut code).ok()?;
+            self.memory().ok()?.read(behind.checked_sub(onward::CODE_BYTES)?, &mut code).ok()?;
             Some(code)
         };
         let mut onward = onward::registers(&saved, code).ok_or(Unfit::Napping)?;
@@ -79,14 +79,16 @@ impl Threads {
         let state = state::of(thread).map_err(|_| Unfit::NoState)?;
         let onward = Saved { registers: &onward, blocked, state: &state };
         let frame = Frame::below(saved.rsp, places.returns, &onward, arguments).ok_or(Unfit::NoRoom)?;
-        self.write(frame.start, &frame.bytes).map_err(|_| Unfit::NoRoom)?;
+        self.memory()
+            .and_then(|memory| memory.write(frame.start, &frame.bytes))
+            .map_err(|_| Unfit::NoRoom)?;
         Ok(Caller { thread, saved, blocked, section, frame })
     }
 
     fn section(&self, thread: i32) -> Option<(u64, u64)> {
         let address = request::restartable(thread)?.checked_add(SECTION_OFFSET)?;
         let mut section = [0; 8];
-        self.read(address, &mut section).ok()?;
+        self.memory().ok()?.read(address, &mut section).ok()?;
         Some((address, u64::from_ne_bytes(section))).filter(|(_, section)| *section != 0)
     }
 
@@ -94,7 +96,7 @@ impl Threads {
     fn aborted(&self, section: u64, address: u64) -> Option<u64> {
         // struct rseq_cs: version and flags, the start, the length, where it is aborted.
         let mut told = [0; 32];
-        self.read(section, &mut told).ok()?;
+        self.memory().ok()?.read(section, &mut told).ok()?;
         let (_, told) = told.split_first_chunk::<8>()?;
         let (start, told) = told.split_first_chunk()?;
         let (length, told) = told.split_first_chunk()?;

@@ -14,23 +14,31 @@ type Transfer = unsafe extern "C" fn(
     libc::c_ulong,
 ) -> isize;
 
-impl Threads {
-    /// Reads memory.
-    pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), StopError> {
-        self.read_by(self.any()?, address, bytes)
+/// A process's memory, which any thread of ours may read and write: the requests of ptrace(2) are what only one may make.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pid: u32,
+    /// A thread that has it: the first may have ended.
+    thread: i32,
+}
+
+impl Memory {
+    /// The memory of a process that one of its threads has.
+    pub(super) const fn of(pid: u32, thread: i32) -> Self {
+        Self { pid, thread }
     }
 
-    /// Reads memory, through one of the threads.
-    pub(super) fn read_by(&self, thread: i32, address: u64, bytes: &mut [u8]) -> Result<(), StopError> {
+    /// Reads memory.
+    pub(super) fn read(self, address: u64, bytes: &mut [u8]) -> Result<(), StopError> {
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let remotes = [remote(address, bytes.len())];
         // SAFETY: the kernel writes to no more than `bytes`.
-        let done =
-            unsafe { transfer(libc::process_vm_readv, thread, local, &[remote(address, bytes.len())]) };
-        done.map_err(self.memory(address, bytes.len(), "read"))
+        let done = unsafe { transfer(libc::process_vm_readv, self.thread, local, &remotes) };
+        done.map_err(self.failed(address, bytes.len(), "read"))
     }
 
     /// Reads all of many ranges, one behind the other, in the place of what `bytes` holds.
-    pub(super) fn read_ranges(&self, ranges: &[Range<u64>], bytes: &mut Vec<u8>) -> Result<(), StopError> {
+    pub(super) fn read_ranges(self, ranges: &[Range<u64>], bytes: &mut Vec<u8>) -> Result<(), StopError> {
         let length = |range: &Range<u64>| usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
         let remotes: Vec<libc::iovec> =
             ranges.iter().map(|range| remote(range.start, length(range))).collect();
@@ -38,38 +46,43 @@ impl Threads {
         bytes.resize(total, 0);
         let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: total };
         // SAFETY: the kernel writes to no more than `bytes`.
-        let done = unsafe { transfer(libc::process_vm_readv, self.any()?, local, &remotes) };
-        done.map_err(self.memory(ranges.first().map_or(0, |range| range.start), total, "read"))
+        let done = unsafe { transfer(libc::process_vm_readv, self.thread, local, &remotes) };
+        done.map_err(self.failed(ranges.first().map_or(0, |range| range.start), total, "read"))
     }
 
     /// Writes data.
-    pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        let thread = self.any()?;
+    pub(super) fn write(self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
         let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let remotes = [remote(address, bytes.len())];
         // SAFETY: the kernel only reads from `bytes`.
-        let done =
-            unsafe { transfer(libc::process_vm_writev, thread, local, &[remote(address, bytes.len())]) };
-        done.map_err(self.memory(address, bytes.len(), "written"))
+        let done = unsafe { transfer(libc::process_vm_writev, self.thread, local, &remotes) };
+        done.map_err(self.failed(address, bytes.len(), "written"))
     }
 
     /// Writes where the process itself may not, to its own copy of a file's page: code.
-    pub(super) fn write_code(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        let path = format!("/proc/{}/mem", self.any()?);
+    pub(super) fn write_code(self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
+        let path = format!("/proc/{}/mem", self.thread);
         File::options()
             .write(true)
             .open(path)
             .and_then(|memory| memory.write_all_at(bytes, address))
-            .map_err(self.memory(address, bytes.len(), "written"))
+            .map_err(self.failed(address, bytes.len(), "written"))
     }
 
-    fn memory(
-        &self,
+    fn failed(
+        self,
         address: u64,
         length: usize,
         done: &'static str,
     ) -> impl FnOnce(io::Error) -> StopError + use<> {
-        let pid = self.pid;
-        move |source| StopError::Memory { pid, address, length, done, source }
+        move |source| StopError::Memory { pid: self.pid, address, length, done, source }
+    }
+}
+
+impl Threads {
+    /// The memory of the process.
+    pub(super) fn memory(&self) -> Result<Memory, StopError> {
+        Ok(Memory::of(self.pid, self.any()?))
     }
 }
 

@@ -36,6 +36,7 @@ use std::{
 
 pub use error::{StopError, Unfit};
 pub use libc::user_regs_struct as Registers;
+use memory::Memory;
 pub use stacks::{StackWord, StackWords};
 pub use syscall::Argument;
 use threads::Threads;
@@ -47,6 +48,9 @@ type Task = Box<dyn FnOnce(&mut Threads) + Send>;
 #[derive(Debug)]
 pub struct Stopped {
     pid: u32,
+    /// Those that were stopped.
+    threads: Vec<i32>,
+    memory: Memory,
     tasks: Option<Sender<Task>>,
     tracer: Option<JoinHandle<Duration>>,
 }
@@ -62,10 +66,14 @@ impl Stopped {
             .name("tracer".to_owned())
             .spawn(move || trace(pid, limit, &tell, &coming))
             .map_err(|source| StopError::NoTracer { pid, source: Some(source) })?;
-        // Dropped where it failed: with the tracer's end, everything is let go.
-        let stopped = Self { pid, tasks: Some(tasks), tracer: Some(tracer) };
-        told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
-        Ok(stopped)
+        // Where it failed, the tracer ends by itself, and with it everything is let go.
+        let (threads, memory) = told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
+        Ok(Self { pid, threads, memory, tasks: Some(tasks), tracer: Some(tracer) })
+    }
+
+    /// The threads, by their numbers.
+    pub fn threads(&self) -> &[i32] {
+        &self.threads
     }
 
     /// The registers of each thread, by its number; that of one that waits in a system call has `orig_rax` other than -1.
@@ -81,23 +89,19 @@ impl Stopped {
 
     /// Reads memory, all of it or none.
     pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, StopError> {
-        self.ask(move |threads| {
-            let mut bytes = vec![0; length];
-            threads.read(address, &mut bytes)?;
-            Ok(bytes)
-        })
+        let mut bytes = vec![0; length];
+        self.memory.read(address, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Writes memory that the process may write to.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        let bytes = bytes.to_vec();
-        self.ask(move |threads| threads.write(address, &bytes))
+        self.memory.write(address, bytes)
     }
 
     /// Writes memory that the process may only read or execute: it gets its own copy of the page.
     pub fn write_code(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        let bytes = bytes.to_vec();
-        self.ask(move |threads| threads.write_code(address, &bytes))
+        self.memory.write_code(address, bytes)
     }
 
     /// Has one of the threads execute a system call, and go on as if it had not, even if we die meanwhile. Arguments that are
@@ -165,10 +169,11 @@ impl Drop for Stopped {
 fn trace(
     pid: u32,
     limit: Duration,
-    tell: &Sender<Result<(), StopError>>,
+    tell: &Sender<Result<(Vec<i32>, Memory), StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
     let (mut threads, outcome) = Threads::stop(pid, limit);
+    let outcome = outcome.and_then(|()| Ok((threads.states.keys().copied().collect(), threads.memory()?)));
     let is_stopped = outcome.is_ok();
     if !is_stopped {
         threads.release();

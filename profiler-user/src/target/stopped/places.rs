@@ -1,6 +1,6 @@
 //! Where in a process instructions stand that make a system call, and those that return from a signal.
 
-use super::{super::mapping, StopError, threads::Threads};
+use super::{super::mapping, StopError, memory::Memory, threads::Threads};
 
 /// What is read of mappings at once and at most.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -49,7 +49,7 @@ impl Threads {
                 else {
                     break;
                 };
-                if self.read_by(thread, start, bytes).is_err() {
+                if Memory::of(self.pid, thread).read(start, bytes).is_err() {
                     break;
                 }
                 let at = |place: usize| start.saturating_add(place as u64);
@@ -75,9 +75,10 @@ impl Threads {
     fn are_there(&self, places: Places) -> bool {
         let (mut call, mut returns) = ([0; CALL.len()], [0; 9]);
         let [short, long] = RETURNS;
-        self.read(places.call, &mut call).is_ok()
+        let Ok(memory) = self.memory() else { return false };
+        memory.read(places.call, &mut call).is_ok()
             && call == CALL
-            && self.read(places.returns, &mut returns).is_ok()
+            && memory.read(places.returns, &mut returns).is_ok()
             && (returns.starts_with(short) || returns.starts_with(long))
     }
 }

@@ -59,13 +59,14 @@ impl Threads {
     pub(super) fn find_words(&mut self, ranges: &[Range<u64>]) -> Result<StackWords, StopError> {
         let mut words = StackWords::default();
         let stacks = self.stacks(ranges, &mut words)?;
+        let memory = self.memory()?;
         let mut bytes = Vec::new();
         let mut rest = stacks.as_slice();
         while !rest.is_empty() {
             let (batch, behind) = rest.split_at(batch_length(rest));
             rest = behind;
             let places: Vec<Range<u64>> = batch.iter().map(|stack| stack.used.clone()).collect();
-            if self.read_ranges(&places, &mut bytes).is_ok() {
+            if memory.read_ranges(&places, &mut bytes).is_ok() {
                 let mut left = bytes.as_slice();
                 for stack in batch {
                     let length = usize::try_from(stack.used.end - stack.used.start).unwrap_or_default();
@@ -77,7 +78,7 @@ impl Threads {
             }
             // One of them cannot be read.
             for stack in batch {
-                match self.read_ranges(std::slice::from_ref(&stack.used), &mut bytes) {
+                match memory.read_ranges(std::slice::from_ref(&stack.used), &mut bytes) {
                     Ok(()) => look(stack, &bytes, ranges, &mut words.found),
                     Err(_) => words.unseen.push(stack.thread),
                 }

@@ -98,8 +98,9 @@ impl Threads {
         // Whatever it came to, the thread gets back what it had: one that does not stop, by itself.
         let settled = self.settle(thread, CALL_LIMIT);
         // The registers come last: with them, it does not come back to the rest any more.
-        let noted =
-            caller.section.map_or(Ok(()), |(address, section)| self.write(address, &section.to_ne_bytes()));
+        let noted = caller
+            .section
+            .map_or(Ok(()), |(address, section)| self.memory()?.write(address, &section.to_ne_bytes()));
         let unblocked =
             request::block(thread, caller.blocked).map_err(self.failed(thread, "given its signals"));
         let restored =
