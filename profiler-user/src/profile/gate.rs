@@ -1,5 +1,7 @@
 //! How a recording was gated, in numbers and in words.
 
+use std::time::Duration;
+
 use profiler_common::counters::{Counter, Counters};
 
 use crate::source::gate::{Gating, Refused};
@@ -10,10 +12,13 @@ pub fn comments(gate: Option<&Gating>) -> Vec<String> {
     let gated = gate.gated.iter().map(|(label, functions)| format!("{functions} functions of {label}"));
     let gated: Vec<String> = gated.collect();
     let mut comments = vec![format!(
-        "gate: {} by code in front of the allocator, one sample for every {} bytes; stood still for {} us at most",
+        "gate: {} by code in front of the allocator, one sample for every {} bytes; stood still for {} us \
+         for its memory, {} us to put it in and {} us to take it out",
         if gated.is_empty() { "nothing".to_owned() } else { gated.join(" and ") },
         gate.interval_bytes,
-        gate.stood.as_micros()
+        gate.stood.preparing.as_micros(),
+        gate.stood.entering.as_micros(),
+        gate.stood.leaving.as_micros()
     )];
     comments.extend(gate.refused.iter().map(|refused| format!("gate: {refused}")));
     comments
@@ -25,9 +30,10 @@ pub fn lines(gate: &Gating) -> Vec<String> {
     if !gate.gated.is_empty() {
         let gated = gate.gated.iter().map(|(label, functions)| format!("{functions} functions of {label}"));
         lines.push(format!(
-            "gated: {}; the process stood still for {:.1} ms at most",
+            "gated: {}; the process stood still for {} for its memory, and for {} to put it in",
             gated.collect::<Vec<_>>().join(" and "),
-            gate.stood.as_secs_f64() * 1e3
+            milliseconds(gate.stood.preparing),
+            milliseconds(gate.stood.entering)
         ));
     }
     for Refused { label, functions, reason, .. } in &gate.refused {
@@ -57,8 +63,9 @@ pub fn closing_lines(gate: &Gating, counters: &Counters) -> Vec<String> {
         count(Counter::GateUnknownFrees),
     )];
     lines.push(format!(
-        "  the process stood still for {:.1} ms at most, to put it in or to take it out",
-        gate.stood.as_secs_f64() * 1e3
+        "  the process stood still for {} to put it in, and for {} to take it out",
+        milliseconds(gate.stood.entering),
+        milliseconds(gate.stood.leaving)
     ));
     for stay in &gate.stays {
         lines.push(format!("  its memory is still in the process: {stay}"));
@@ -75,6 +82,10 @@ pub fn closing_lines(gate: &Gating, counters: &Counters) -> Vec<String> {
     lines
 }
 
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
 /// So many gates.
 pub fn gates(count: usize) -> String {
     if count == 1 { "a gate".to_owned() } else { format!("{count} gates") }
@@ -82,10 +93,8 @@ pub fn gates(count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::gated::Stay;
+    use crate::{gated::Stay, source::gate::Stood};
 
     fn gating() -> Gating {
         Gating {
@@ -97,7 +106,11 @@ mod tests {
                 functions: 30,
                 reason: "mi_free begins with a call".to_owned(),
             }],
-            stood: Duration::from_micros(1234),
+            stood: Stood {
+                preparing: Duration::from_micros(2345),
+                entering: Duration::from_micros(1234),
+                leaving: Duration::from_micros(567),
+            },
             ..Gating::default()
         }
     }
@@ -109,7 +122,7 @@ mod tests {
             comments(Some(&gating())),
             [
                 "gate: 9 functions of glibc 2.36 by code in front of the allocator, one sample for every 1024 bytes; \
-                 stood still for 1234 us at most",
+                 stood still for 2345 us for its memory, 1234 us to put it in and 567 us to take it out",
                 "gate: mimalloc is not gated: mi_free begins with a call",
             ]
         );
@@ -118,7 +131,10 @@ mod tests {
     #[test]
     fn people_are_told_at_the_start_and_at_the_end() {
         let lines = lines(&gating());
-        assert_eq!(lines[0], "gated: 9 functions of glibc 2.36; the process stood still for 1.2 ms at most");
+        assert_eq!(
+            lines[0],
+            "gated: 9 functions of glibc 2.36; the process stood still for 2.3 ms for its memory, and for 1.2 ms to put it in"
+        );
         assert!(lines[2].contains("30 functions have ordinary probes"));
         let mut counters = Counters::default();
         counters.add(Counter::GateCalls, 7);
@@ -128,6 +144,10 @@ mod tests {
             &counters,
         );
         assert!(closing[0].starts_with("gate: 7 calls let through to a probe, 5 came back, 2 did not"));
+        assert_eq!(
+            closing[1],
+            "  the process stood still for 1.2 ms to put it in, and for 0.6 ms to take it out"
+        );
         assert!(closing[2].contains("still in the process"));
         assert!(closing[3].contains("still in, which"));
         assert!(closing_lines(&Gating::default(), &counters).is_empty());

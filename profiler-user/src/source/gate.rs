@@ -13,14 +13,34 @@ pub struct Gating {
     pub gated: Vec<(String, usize)>,
     /// Those that have none.
     pub refused: Vec<Refused>,
-    /// The longest time that the process stood still for it.
-    pub stood: Duration,
+    /// For how long the process stood still for it.
+    pub stood: Stood,
     /// Why the memory of some is there still, behind the end.
     pub stays: Vec<Stay>,
     /// Why some are in still, behind the end.
     pub remain: Vec<String>,
     /// How many functions were changed by somebody else meanwhile, and left alone.
     pub left_alone: usize,
+}
+
+/// For how long a process stood still for its gates: each the longest time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stood {
+    /// While it was given memory for one.
+    pub preparing: Duration,
+    /// While the jumps into one were written.
+    pub entering: Duration,
+    /// While one was taken out.
+    pub leaving: Duration,
+}
+
+impl Stood {
+    /// Takes in what was seen of another gate.
+    pub fn extend(&mut self, other: Self) {
+        self.preparing = self.preparing.max(other.preparing);
+        self.entering = self.entering.max(other.entering);
+        self.leaving = self.leaving.max(other.leaving);
+    }
 }
 
 /// An allocator that has no gate, and is counted by ordinary probes.

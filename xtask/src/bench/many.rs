@@ -1,5 +1,5 @@
 //! `cargo xtask bench many`: how long it takes to attach to a program of many threads and many mapped files, and to
-//! detach, and for how long the program was stopped.
+//! detach, and for how long the program was stopped, by ordinary probes and by a gate.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::running::{Recording, Running};
 use super::spread::Spread;
@@ -26,12 +26,17 @@ const ALONE: Duration = Duration::from_secs(2);
 /// How long it is recorded.
 const RECORDED: Duration = Duration::from_millis(500);
 
+/// What is compared: what it is called, and by which option of heaptap's.
+const WAYS: [(&str, &[&str]); 2] = [("probes", &[]), ("a gate", &["--gate=require"])];
+
 struct Round {
     attach_s: f64,
     detach_s: f64,
     alone_ms: f64,
     attaching_ms: f64,
     detaching_ms: f64,
+    /// For how long heaptap says that the program stood still to put the gate in, and to take it out.
+    stood_ms: Option<(f64, f64)>,
 }
 
 /// Runs the command.
@@ -44,34 +49,50 @@ pub(super) fn run() -> Result<()> {
     let command: [OsString; 4] =
         [guest.into(), libraries.into(), LIBRARIES.to_string().into(), THREADS.to_string().into()];
     let profile = folder.join("heap.pb.gz");
-    let rounds = (0..ROUNDS).map(|_| measure(&command, &heaptap, &profile));
-    let rounds: Vec<Round> = rounds.collect::<Result<_>>()?;
-    let spread = |measure: fn(&Round) -> f64| Spread::of(rounds.iter().map(measure));
     println!("{THREADS} threads, {LIBRARIES} libraries; median (least to most) of {ROUNDS} rounds\n");
-    println!("| | seconds | longest time that a thread which looks at the clock did not run, ms |");
-    println!("| --- | ---: | ---: |");
-    println!("| alone, for {} s | – | {} |", ALONE.as_secs(), spread(|round| round.alone_ms));
     println!(
-        "| from the command until it counts | {} | {} |",
-        spread(|round| round.attach_s),
-        spread(|round| round.attaching_ms)
+        "| | seconds | longest time that a thread which looks at the clock did not run, ms | stopped, as heaptap says, ms |"
     );
-    println!(
-        "| from Ctrl-C until heaptap has ended | {} | {} |",
-        spread(|round| round.detach_s),
-        spread(|round| round.detaching_ms)
-    );
+    println!("| --- | ---: | ---: | ---: |");
+    // They take turns, so that a slow moment of the machine meets both.
+    let mut rounds: [Vec<Round>; 2] = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((_, options), rounds) in WAYS.iter().zip(&mut rounds) {
+            rounds.push(measure(&command, &heaptap, &profile, options)?);
+        }
+    }
+    let alone = Spread::of(rounds.iter().flatten().map(|round| round.alone_ms));
+    println!("| alone, for {} s | – | {alone} | – |", ALONE.as_secs());
+    for ((way, _), rounds) in WAYS.iter().zip(&rounds) {
+        let spread = |measure: fn(&Round) -> f64| Spread::of(rounds.iter().map(measure));
+        let stood = |of: fn((f64, f64)) -> f64| {
+            let stood: Vec<f64> = rounds.iter().filter_map(|round| round.stood_ms).map(of).collect();
+            if stood.is_empty() { "–".to_owned() } else { Spread::of(stood).to_string() }
+        };
+        println!(
+            "| {way}: from the command until it counts | {} | {} | {} |",
+            spread(|round| round.attach_s),
+            spread(|round| round.attaching_ms),
+            stood(|(entering, _)| entering)
+        );
+        println!(
+            "| {way}: from Ctrl-C until heaptap has ended | {} | {} | {} |",
+            spread(|round| round.detach_s),
+            spread(|round| round.detaching_ms),
+            stood(|(_, leaving)| leaving)
+        );
+    }
     Ok(())
 }
 
-fn measure(command: &[OsString], heaptap: &Path, profile: &Path) -> Result<Round> {
+fn measure(command: &[OsString], heaptap: &Path, profile: &Path, options: &[&str]) -> Result<Round> {
     let mut running = Running::start(command)?;
     // Until now it has started.
     longest_ms(&mut running)?;
     thread::sleep(ALONE);
     let alone_ms = longest_ms(&mut running)?;
     let began = Instant::now();
-    let mut recording = Recording::start(heaptap, running.pid(), profile)?;
+    let mut recording = Recording::start_with(heaptap, running.pid(), profile, options)?;
     recording.wait_for(": recording ")?;
     let attach_s = began.elapsed().as_secs_f64();
     let attaching_ms = longest_ms(&mut running)?;
@@ -79,9 +100,32 @@ fn measure(command: &[OsString], heaptap: &Path, profile: &Path) -> Result<Round
     longest_ms(&mut running)?;
     let began = Instant::now();
     recording.interrupt()?;
+    let stood_ms =
+        if options.is_empty() { None } else { Some(stood_ms(&recording.wait_for("to take it out")?)?) };
     recording.wait_empty()?;
     let detach_s = began.elapsed().as_secs_f64();
-    Ok(Round { attach_s, detach_s, alone_ms, attaching_ms, detaching_ms: longest_ms(&mut running)? })
+    Ok(Round {
+        attach_s,
+        detach_s,
+        alone_ms,
+        attaching_ms,
+        detaching_ms: longest_ms(&mut running)?,
+        stood_ms,
+    })
+}
+
+/// The two times in heaptap's own words, which are of milliseconds.
+fn stood_ms(line: &str) -> Result<(f64, f64)> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let times: Vec<f64> = words
+        .windows(2)
+        .filter(|pair| pair.get(1) == Some(&"ms"))
+        .filter_map(|pair| pair.first()?.parse().ok())
+        .collect();
+    match times[..] {
+        [entering, leaving] => Ok((entering, leaving)),
+        _ => bail!("no two times in: {line}"),
+    }
 }
 
 /// The longest time since it was asked last, in which it did not run.

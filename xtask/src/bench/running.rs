@@ -78,9 +78,15 @@ pub(super) struct Recording {
 impl Recording {
     /// Starts it.
     pub(super) fn start(heaptap: &Path, pid: u32, profile: &Path) -> Result<Self> {
+        Self::start_with(heaptap, pid, profile, &[])
+    }
+
+    /// Starts it with more options.
+    pub(super) fn start_with(heaptap: &Path, pid: u32, profile: &Path, options: &[&str]) -> Result<Self> {
         let mut child = Command::new(heaptap)
             .args(["record", "--force", "--pid", &pid.to_string(), "--output"])
             .arg(profile)
+            .args(options)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -89,8 +95,8 @@ impl Recording {
         Ok(Self { child, said, whole_percent: 100.0 })
     }
 
-    /// Waits until heaptap says something.
-    pub(super) fn wait_for(&mut self, text: &str) -> Result<()> {
+    /// Waits until heaptap says something; gives the line.
+    pub(super) fn wait_for(&mut self, text: &str) -> Result<String> {
         loop {
             let line = self.said.next().with_context(|| format!("heaptap has not said `{text}`"))??;
             if let Some((share, _)) = line.split_once(" % of ") {
@@ -98,7 +104,7 @@ impl Recording {
                 self.whole_percent = share.parse().with_context(|| format!("no number in: {line}"))?;
             }
             if line.contains(text) {
-                return Ok(());
+                return Ok(line);
             }
         }
     }

@@ -15,7 +15,7 @@ use profiler_common::counters::{Counter, Counters};
 use super::{recording::RecordError, sites::Site};
 use crate::{
     gated::{self, Counts, Departure, Feeder, GateError},
-    source::gate::{Gating, Refused},
+    source::gate::{Gating, Refused, Stood},
 };
 
 use entry::Entry;
@@ -41,8 +41,7 @@ pub(super) struct Gates {
     refused: Vec<Refused>,
     /// How many of the refused have been told of.
     told: usize,
-    /// The longest time that the process stood still.
-    stood: Duration,
+    stood: Stood,
     /// What has become of them.
     departures: Vec<Departure>,
     /// What those had counted that others have taken the place of.
@@ -83,7 +82,7 @@ impl Gates {
     pub(super) fn of(pid: u32, wish: GateWish, taken: TakenOver) -> Result<Self, RecordError> {
         let feeder = Feeder::start().map_err(RecordError::Feeder)?;
         let mut gates = Self::none(pid, wish, Arc::new(feeder));
-        gates.stood = taken.stood;
+        gates.stood.leaving = taken.stood;
         Ok(gates)
     }
 
@@ -95,7 +94,7 @@ impl Gates {
             gates: Vec::new(),
             refused: Vec::new(),
             told: 0,
-            stood: Duration::ZERO,
+            stood: Stood::default(),
             departures: Vec::new(),
             past: Counts::default(),
             remain: Vec::new(),

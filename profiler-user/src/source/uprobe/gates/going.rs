@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use super::{Entry, Gates, Ready, ready::withdraw, with_causes};
-use crate::{gated::Departure, target::maps::AddressSpace};
+use crate::{gated::Departure, source::gate::Stood, target::maps::AddressSpace};
 
 impl Gates {
     /// Puts those in that are ready; gives the places of the allocators that are to have ordinary probes, as that could not be done.
@@ -16,7 +16,7 @@ impl Gates {
             let fed = prepared.feed(self.wish.interval_bytes);
             match prepared.enter() {
                 Ok((gate, stood)) => {
-                    self.stood = self.stood.max(stood);
+                    self.stood.extend(Stood { entering: stood, ..Stood::default() });
                     self.feeder.add(fed);
                     self.gates.push(Entry::new(allocator, module, plan, sites, gate));
                 }
@@ -82,7 +82,7 @@ impl Gates {
         for entry in self.gates.iter_mut().filter(|entry| !entry.is_gone) {
             match entry.gate.leave() {
                 Ok(departure) => {
-                    self.stood = self.stood.max(departure.stood);
+                    self.stood.extend(Stood { leaving: departure.stood, ..Stood::default() });
                     entry.is_over(departure.counts);
                     self.departures.push(departure);
                 }

@@ -12,6 +12,7 @@ use crate::{
         plan::{self, Obstacle},
     },
     gated::{GateError, Plan, Prepared},
+    source::gate::Stood,
     target::{
         allocator::{Allocator, Findings},
         maps::{AddressSpace, Content},
@@ -77,7 +78,7 @@ impl Gates {
             }
             match self.prepare_one(place, number, allocator, space, rss_bytes) {
                 Ok((one, stood)) => {
-                    self.stood = self.stood.max(stood);
+                    self.stood.extend(Stood { preparing: stood, ..Stood::default() });
                     ready.push(one);
                 }
                 Err(error) => {

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     gated::{GateError, Known},
+    source::gate::Stood,
     target::{allocator::Findings, process::ProcessError},
 };
 
@@ -72,7 +73,7 @@ impl Gates {
         match prepared.succeed(&entry.gate, known, at_turn) {
             Ok((gate, stood)) => {
                 self.past.add(old);
-                self.stood = self.stood.max(stood);
+                self.stood.extend(Stood { entering: stood, ..Stood::default() });
                 self.wish.interval_bytes = ready.plan.interval_bytes;
                 self.feeder.add(fed);
                 entry.gate = gate;
