@@ -17,6 +17,8 @@ pub mod gate;
 
 pub mod gated;
 
+pub mod causes;
+
 pub mod source;
 
 pub mod symbolize;

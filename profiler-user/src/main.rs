@@ -7,11 +7,8 @@ use std::{
 
 use clap::Parser;
 use profiler_user::{
-    cli::{
-        Outcome,
-        args::Cli,
-        hints::{chain, hint},
-    },
+    causes::with_causes,
+    cli::{Outcome, args::Cli, hints::hint},
     profile::printable::Printable,
 };
 use tracing_subscriber::{
@@ -33,9 +30,8 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NothingToShow) => ExitCode::from(NOTHING),
         Err(error) => {
-            let causes: Vec<_> = chain(&error).map(ToString::to_string).collect();
             // Nobody listening is no reason to panic.
-            let (error, hint) = (causes.join(": "), hint(&error));
+            let (error, hint) = (with_causes(&error), hint(&error));
             let _ = writeln!(io::stderr(), "heaptap: {}\nhint: {}", Printable(&error), Printable(&hint));
             ExitCode::from(FAILED)
         }

@@ -1,9 +1,10 @@
 //! The next step after each error.
 
-use std::{error::Error, io};
+use std::io;
 
 use super::{error::CliError, report::ReportError};
 use crate::{
+    causes::causes,
     gated::GateError,
     output::file::FileError,
     profile::read::ReadError,
@@ -101,7 +102,7 @@ fn launch(error: &LaunchError) -> String {
 }
 
 fn record(pid: u32, error: &RecordError) -> String {
-    if chain(error).any(|cause| cause.to_string().contains("os error 1)")) {
+    if causes(error).any(|cause| cause.to_string().contains("os error 1)")) {
         return "run heaptap as root; in a container it needs to be privileged".to_owned();
     }
     match error {
@@ -176,13 +177,6 @@ fn report(error: &ReportError) -> String {
     }
 }
 
-/// An error and what caused it, outermost first.
-pub fn chain<'error>(
-    error: &'error (dyn Error + 'static),
-) -> impl Iterator<Item = &'error (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,13 +189,5 @@ mod tests {
         assert!(hint(&CliError::NotLoopback { listen }).contains("--listen 127.0.0.1:6060"));
         let busy = CliError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
         assert!(hint(&busy).contains(":0"));
-    }
-
-    #[test]
-    fn a_chain_of_causes_is_walked_to_its_end() {
-        let source =
-            ProcessError::Unreadable { pid: 1, what: "stat", source: io::ErrorKind::PermissionDenied.into() };
-        let texts: Vec<_> = chain(&source).map(ToString::to_string).collect();
-        assert_eq!(texts, ["cannot read stat of process 1", "permission denied"]);
     }
 }

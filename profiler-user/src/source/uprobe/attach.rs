@@ -21,6 +21,7 @@ use super::{
     sites::Site,
     tracefs::TracefsError,
 };
+use crate::causes::causes;
 
 /// Why probes could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +68,7 @@ impl AttachError {
         if !matches!(self, Self::Probe { .. } | Self::Probes { .. } | Self::Inherited(_)) {
             return false;
         }
-        let mut causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        causes.any(|error| {
+        causes(self).any(|error| {
             let error = error.downcast_ref::<io::Error>();
             error.and_then(io::Error::raw_os_error) == Some(Errno::ESRCH as i32)
         })
