@@ -1,8 +1,9 @@
 //! Attaching to allocators while a recording goes on, by a gate where one is wanted and there can be one.
 
 use super::{
+    approach::Approach,
     attach::Probes,
-    follow::{Wanted, attach_to},
+    follow::attach_to,
     gates::{Gates, Ready},
     kernel::Kernel,
     recording::{RecordError, Recording, lock},
@@ -22,28 +23,12 @@ impl Recording {
     ) -> Result<Probes, RecordError> {
         let inherited = self.common.inherited.as_ref();
         let mut gates = lock(&self.gates);
-        let ready = match &mut *gates {
-            Some(gates) => gates.prepare(findings, places, space, self.process.rss_bytes()),
-            None => Vec::new(),
-        };
-        let ungated = match &*gates {
-            Some(gates) => gates.ungated(places, &ready),
-            None => places.to_vec(),
-        };
-        let wanted = Wanted {
-            gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
-            known_loaders,
-            ..Wanted::of(findings, &ungated)
-        };
+        let approach = Approach::of(gates.as_mut(), &self.process, findings, places, space);
+        let wanted = approach.wanted(known_loaders);
         let mut probes = attach_to(kernel, inherited, &self.process, &wanted, space)?;
-        if let Some(gates) = &mut *gates {
-            self.teach_gates(&ready);
-            let failed = gates.enter(ready, &lock(&self.labels));
-            if !failed.is_empty() {
-                let wanted = Wanted::of(findings, &failed);
-                probes.extend(attach_to(kernel, inherited, &self.process, &wanted, space)?);
-            }
-        }
+        self.teach_gates(approach.ready());
+        let labels = lock(&self.labels).clone();
+        probes.extend(approach.enter(gates.as_mut(), &labels, kernel, inherited)?);
         Ok(probes)
     }
 

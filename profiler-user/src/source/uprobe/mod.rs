@@ -62,6 +62,8 @@ mod survey;
 
 mod gates;
 
+mod approach;
+
 mod recording;
 
 mod totals;

@@ -10,11 +10,12 @@ use profiler_common::counters::Counters;
 
 use super::{
     super::{
+        approach::Approach,
         capacity::Capacities,
         capture::Capture,
         children::Common,
         drain::Drain,
-        follow::{Wanted, attach_to},
+        follow::attach_to,
         gates::{self, GateWish, Gates},
         inherited::Inherited,
         kernel::{Kernel, map_refused},
@@ -109,24 +110,13 @@ impl Recording {
         let mut own_code = OwnCode::default();
         let all: Vec<usize> = (0..findings.allocators.len()).collect();
         let mut gates = gate.map(|wish| Gates::of(pid, wish, taken)).transpose()?;
-        let ready = match &mut gates {
-            Some(gates) => gates.prepare(&findings, &all, &space, process.rss_bytes()),
-            None => Vec::new(),
-        };
-        let ungated = match &gates {
-            Some(gates) => {
-                gates.require()?;
-                gates.ungated(&all, &ready)
-            }
-            None => all,
-        };
-        let wanted = Wanted {
-            gates: ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
-            known_loaders: Some(&[]),
-            ..Wanted::of(&findings, &ungated)
-        };
-        // Attaching is waiting, mostly: for all processors to have seen the probes.
         let mapped = space.clone();
+        let approach = Approach::of(gates.as_mut(), &process, &findings, &all, &mapped);
+        if let Some(gates) = &gates {
+            gates.require()?;
+        }
+        let wanted = approach.wanted(Some(&[]));
+        // Attaching is waiting, mostly: for all processors to have seen the probes.
         let (probes, watch) = thread::scope(|scope| {
             let attaching = scope.spawn(|| {
                 let probes = attach_to(&kernel, inherited.as_ref(), &process, &wanted, &mapped)?;
@@ -137,7 +127,7 @@ impl Recording {
                 learner.teach_ahead(allocator.module, allocator.calls.clone(), &mut space);
                 own_code.add(allocator, &space, process.exe());
             }
-            for one in &ready {
+            for one in approach.ready() {
                 learner.teach_gate(one.frames(), &mut space);
             }
             let watch = Watch::begin(pid);
@@ -156,15 +146,11 @@ impl Recording {
         kernel.counters.insert(pid, Counters::default(), 0).map_err(map_refused("COUNTERS"))?;
         // From here on it counts: all functions at once.
         lock(&targets).insert(pid, capacities.stack_depth, is_witnessed, follow_forks)?;
+        probes.extend(approach.enter(gates.as_mut(), &labels, &kernel, inherited.as_ref())?);
         if let Some(gates) = &mut gates {
-            let failed = gates.enter(ready, &labels);
             gates.require()?;
             // People are told of these when it has begun.
             gates.news();
-            if !failed.is_empty() {
-                let wanted = Wanted::of(&findings, &failed);
-                probes.extend(attach_to(&kernel, inherited.as_ref(), &process, &wanted, &mapped)?);
-            }
         }
         let meter = Meter::start(&kernel, pid, follow_forks);
         give_back_memory();
