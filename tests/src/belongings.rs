@@ -15,14 +15,7 @@ pub struct Belongings {
 impl Belongings {
     /// Those of a process.
     pub fn of(pid: u32) -> Self {
-        let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the guest runs");
-        let mut files: Vec<String> = files
-            .filter_map(|file| {
-                let file = file.ok()?.path();
-                Some(format!("{} {}", file.display(), fs::read_link(&file).ok()?.display()))
-            })
-            .collect();
-        files.sort();
+        let files = open_files(pid);
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the guest runs");
         let mappings = maps.lines().filter(|line| line.contains('/')).map(ToOwned::to_owned).collect();
         let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("the guest runs");
@@ -49,4 +42,17 @@ impl Belongings {
         }
         assert!(self == before, "{when}");
     }
+}
+
+/// The files that a process has open, each with where it leads.
+pub fn open_files(pid: u32) -> Vec<String> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the guest runs");
+    let mut files: Vec<String> = files
+        .filter_map(|file| {
+            let file = file.ok()?.path();
+            Some(format!("{} {}", file.display(), fs::read_link(&file).ok()?.display()))
+        })
+        .collect();
+    files.sort();
+    files
 }

@@ -32,6 +32,8 @@ pub mod belongings;
 
 pub mod gating;
 
+pub mod itself;
+
 pub mod killed;
 
 pub mod ledger;

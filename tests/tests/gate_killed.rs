@@ -8,6 +8,7 @@ use heaptap_tests::belongings::Belongings;
 use heaptap_tests::gating::plans;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{self, path_str, run};
+use heaptap_tests::itself;
 use heaptap_tests::killed::{Steps, killed_at_steps};
 use heaptap_tests::process::until_states;
 use profiler_user::gated::{Prepared, find};
@@ -23,8 +24,7 @@ const INTERVAL_BYTES: u64 = 4 << 10;
 /// No test of its own: see [`killed_while`].
 #[test]
 fn gates_another() {
-    let Ok(pid) = env::var(GATES) else { return };
-    let pid = pid.parse().expect("a PID");
+    let Some(pid) = itself::told_of(GATES) else { return };
     for plan in plans(pid, INTERVAL_BYTES) {
         let prepared = Prepared::make(pid, &plan).expect("there is room");
         let (gate, _) = prepared.enter().map_err(|(error, _)| error).expect("it can be entered");
@@ -34,10 +34,10 @@ fn gates_another() {
     }
 }
 
-fn itself(pid: u32) -> Command {
-    let mut command = Command::new(env::current_exe().expect("this program has a path"));
-    command.args(["--exact", "gates_another", "--nocapture", "--test-threads=1"]);
-    command.env(GATES, pid.to_string()).stdout(Stdio::null());
+/// This program, which gates the process and ungates it.
+fn gating(pid: u32) -> Command {
+    let mut command = itself::command("gates_another", GATES, pid);
+    command.stdout(Stdio::null());
     command
 }
 
@@ -97,13 +97,13 @@ fn killed_while(
 
 #[test]
 fn whoever_gates_and_ungates_may_be_killed_at_every_step() {
-    println!("{}", killed_while(1, |guest| itself(guest.pid()), |_, _| {}));
+    println!("{}", killed_while(1, |guest| gating(guest.pid()), |_, _| {}));
 }
 
 #[test]
 fn heaptap_detach_may_be_killed_at_every_step() {
     let start = |guest: &Guest| {
-        let mut first = itself(guest.pid());
+        let mut first = gating(guest.pid());
         let left = first.env(LEAVES, "1").status().expect("this program can be started");
         assert!(left.success());
         assert_eq!(find(guest.pid()).expect("it can be looked for").len(), 1);

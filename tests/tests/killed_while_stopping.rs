@@ -1,11 +1,12 @@
 //! A process goes on as if nothing had been, at whichever step those are killed who have it stopped and make system calls.
 
-use std::env;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use heaptap_tests::belongings::open_files;
 use heaptap_tests::guest::Guest;
+use heaptap_tests::itself;
 use heaptap_tests::killed::{Steps, killed_at_every_step};
 use heaptap_tests::process::until_states;
 use profiler_user::target::stopped::{Argument, Stopped};
@@ -25,8 +26,8 @@ const HAS_EXECUTED: &str = "HEAPTAP_TEST_HAS_EXECUTED";
 /// No test of its own: see [`killed_while_it_calls`].
 #[test]
 fn has_another_execute_calls() {
-    let Ok(pid) = env::var(HAS_EXECUTED) else { return };
-    let stopped = Stopped::all(pid.parse().expect("a PID"), LIMIT).expect("it can be stopped");
+    let Some(pid) = itself::told_of(HAS_EXECUTED) else { return };
+    let stopped = Stopped::all(pid, LIMIT).expect("it can be stopped");
     // Shared, so that the kernel joins it to no other mapping.
     let pages = stopped.syscall(SYS_MMAP, [0, 3 * PAGE, 3, 0x21, u64::MAX, 0]).expect("mmap");
     let file = stopped
@@ -40,11 +41,7 @@ fn has_another_execute_calls() {
 
 /// What a process has, but for what the calls above make, and for what grows: open files, and mappings with their access.
 fn belongings(pid: u32) -> Vec<String> {
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the guest runs");
-    let files = files.filter_map(|file| {
-        let file = file.ok()?.path();
-        Some(format!("{} {}", file.display(), fs::read_link(&file).ok()?.display()))
-    });
+    let files = open_files(pid).into_iter();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the guest runs");
     let maps = maps.lines().map(ToOwned::to_owned);
     let passing = ["memfd:heaptap", "/dev/zero", "[stack]", "[heap]"];
@@ -54,10 +51,8 @@ fn belongings(pid: u32) -> Vec<String> {
 /// How many of what the calls above make are there: at most one mapping and one file for each time that they are cut off.
 fn left_behind(pid: u32) -> usize {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the guest runs");
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the guest runs");
-    let files = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
     maps.lines().filter(|line| line.contains("/dev/zero")).count()
-        + files.filter(|file| file.to_string_lossy().contains("memfd:heaptap")).count()
+        + open_files(pid).iter().filter(|file| file.contains("memfd:heaptap")).count()
 }
 
 /// Has a guest that checks itself execute calls, and kills who has it do so at every step.
@@ -80,9 +75,8 @@ fn killed_while_it_calls(guest: &mut Guest, does: Option<&str>) -> String {
     let before = belongings(pid);
     let (mut left, mut interrupted, mut has_stopped) = (0, 0, false);
     let start = || {
-        let mut command = Command::new(env::current_exe().expect("this program has a path"));
-        command.args(["--exact", "has_another_execute_calls", "--nocapture", "--test-threads=1"]);
-        command.env(HAS_EXECUTED, pid.to_string()).stdout(Stdio::null());
+        let mut command = itself::command("has_another_execute_calls", HAS_EXECUTED, pid);
+        command.stdout(Stdio::null());
         command
     };
     let began = Instant::now();

@@ -1,7 +1,6 @@
 //! Processes whose threads are all stopped for a moment, and who notice nothing.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::ops::Range;
 use std::process::{Command, Stdio};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use heaptap_tests::compile;
 use heaptap_tests::guest::Guest;
+use heaptap_tests::itself;
 use heaptap_tests::process::{Lines, PATIENCE, Process, states, until_states};
 use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped, Unfit};
 use rustix::process::Signal;
@@ -405,9 +405,8 @@ fn a_thread_that_nothing_interrupts_is_named_and_all_others_go_on() {
 
 /// Another process of this program, that stops the one with this PID and holds it.
 fn stopper(pid: u32) -> Process {
-    let mut command = Command::new(env::current_exe().expect("this program has a path"));
-    command.args(["--exact", "stops_another_and_waits", "--nocapture", "--test-threads=1"]);
-    command.env(STOPS, pid.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut command = itself::command("stops_another_and_waits", STOPS, pid);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = Process::spawn(command);
     let mut lines = Lines::of(process.child().stdout.take().expect("stdout is piped"));
     lines.find("all are stopped", |line| line.ends_with("all are stopped"));
@@ -417,8 +416,8 @@ fn stopper(pid: u32) -> Process {
 /// No test of its own: see [`stopper`].
 #[test]
 fn stops_another_and_waits() {
-    let Ok(pid) = env::var(STOPS) else { return };
-    let _stopped = Stopped::all(pid.parse().expect("a PID"), LIMIT).expect("it can be stopped");
+    let Some(pid) = itself::told_of(STOPS) else { return };
+    let _stopped = Stopped::all(pid, LIMIT).expect("it can be stopped");
     println!("all are stopped");
     // Up to the end of the one who asked for it.
     let _ = std::io::stdin().read_line(&mut String::new());
