@@ -1,8 +1,16 @@
 //! Whether estimates are right on average: many of them, each with what they are estimates of.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 
+use rustix::process::Signal;
+
+use crate::compile;
+use crate::guest::Guest;
+use crate::heaptap::Serving;
 use crate::ledger::{Ledger, Values};
+use crate::profile::Profile;
 
 /// Standard errors by which a mean may be off: with right estimates, one in a million is off by more.
 const FAR: f64 = 5.0;
@@ -18,6 +26,36 @@ pub struct Estimates {
 }
 
 impl Estimates {
+    /// Estimates `rounds` rounds of a guest's command, each by itself, with one recording; `check` is for what this leads to in the
+    /// end.
+    #[track_caller]
+    pub fn of_rounds(
+        mut guest: Guest,
+        options: &[&str],
+        work: &str,
+        rounds: usize,
+        check: impl FnOnce(&Ledger, &Profile),
+    ) -> Self {
+        let serving = Serving::start_with(guest.pid(), options);
+        let mut estimates = Self::default();
+        let mut ledger = guest.ledger();
+        let mut seen = ledger.of_profile(&serving.fetch());
+        for _ in 0..rounds {
+            guest.command(work);
+            let ledger_now = guest.ledger();
+            let seen_now = ledger_now.of_profile(&serving.fetch());
+            estimates.add(&seen_now.since(&seen), &ledger_now.since(&ledger));
+            (ledger, seen) = (ledger_now, seen_now);
+        }
+        let profile = serving.fetch();
+        check(&ledger, &profile);
+        let comments = profile.comments;
+        assert!(!comments.iter().any(|comment| comment.starts_with("loss: ")), "{comments:#?}");
+        serving.finish(Signal::INT);
+        guest.exit();
+        estimates
+    }
+
     /// Adds an estimate of a ledger.
     pub fn add(&mut self, estimate: &Ledger, ledger: &Ledger) {
         for (function, truth) in ledger.sites() {
@@ -55,6 +93,17 @@ impl Estimates {
     fn len(&self) -> usize {
         self.sites.values().map(Vec::len).max().unwrap_or(0)
     }
+}
+
+/// Panics unless estimates of small blocks are right with another allocator preloaded.
+#[track_caller]
+pub fn assert_right_with(preloaded: &str, options: &[&str], check: impl FnOnce(&Ledger, &Profile)) {
+    assert!(Path::new(preloaded).exists(), "{preloaded} is not installed");
+    let mut command = Command::new(compile::program("sampled"));
+    command.env("LD_PRELOAD", preloaded);
+    let mut guest = Guest::spawn_command("sampled", command);
+    guest.line("ready");
+    Estimates::of_rounds(guest, options, "run", 60, check).assert_unbiased(6.0);
 }
 
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {

@@ -1,62 +1,32 @@
 //! Counting in front of the probes, by code in the process.
 
-use std::path::Path;
-use std::process::Command;
-
-use heaptap_tests::compile;
-use heaptap_tests::estimate::Estimates;
+use heaptap_tests::estimate::{self, Estimates};
+use heaptap_tests::gate::assert_gated;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, Serving};
-use heaptap_tests::profile::Profile;
 use rustix::process::Signal;
 
-/// Panics unless the profile says that everything was gated.
-#[track_caller]
-fn assert_gated(profile: &Profile) {
-    let said = profile.comments.iter().filter(|comment| comment.starts_with("gate: "));
-    let said: Vec<&String> = said.collect();
-    assert!(said.len() == 1 && said[0].contains(" functions of "), "{said:#?}");
+/// Estimates 150 rounds of a command behind a gate.
+fn estimate(sample: &str, work: &str) -> Estimates {
+    let options = ["--gate=require", "--sample", sample];
+    Estimates::of_rounds(Guest::start("sampled"), &options, work, 150, |_, profile| assert_gated(profile))
 }
 
-/// Estimates `rounds` rounds of a command, each by itself, with one recording.
-fn estimate(mut guest: Guest, sample: &str, work: &str, rounds: usize) -> Estimates {
-    let serving = Serving::start_with(guest.pid(), &["--gate=require", "--sample", sample]);
-    let mut estimates = Estimates::default();
-    let mut ledger = guest.ledger();
-    let mut seen = ledger.of_profile(&serving.fetch());
-    for _ in 0..rounds {
-        guest.command(work);
-        let ledger_now = guest.ledger();
-        let seen_now = ledger_now.of_profile(&serving.fetch());
-        estimates.add(&seen_now.since(&seen), &ledger_now.since(&ledger));
-        (ledger, seen) = (ledger_now, seen_now);
-    }
-    let profile = serving.fetch();
-    assert_gated(&profile);
-    assert!(!profile.comments.iter().any(|comment| comment.starts_with("loss: ")), "{:#?}", profile.comments);
-    serving.finish(Signal::INT);
-    guest.exit();
-    estimates
-}
-
+/// Panics unless estimates behind a gate are right with another allocator preloaded.
 #[track_caller]
 fn assert_right_with(preloaded: &str) {
-    assert!(Path::new(preloaded).exists(), "{preloaded} is not installed");
-    let mut command = Command::new(compile::program("sampled"));
-    command.env("LD_PRELOAD", preloaded);
-    let mut guest = Guest::spawn_command("sampled", command);
-    guest.line("ready");
-    estimate(guest, "2KiB", "run", 60).assert_unbiased(6.0);
+    let options = ["--gate=require", "--sample", "2KiB"];
+    estimate::assert_right_with(preloaded, &options, |_, profile| assert_gated(profile));
 }
 
 #[test]
 fn estimates_of_small_blocks_are_right_on_average() {
-    estimate(Guest::start("sampled"), "4KiB", "run", 150).assert_unbiased(6.0);
+    estimate("4KiB", "run").assert_unbiased(6.0);
 }
 
 #[test]
 fn estimates_of_large_blocks_are_right_on_average() {
-    estimate(Guest::start("sampled"), "16MiB", "large", 150).assert_unbiased(6.0);
+    estimate("16MiB", "large").assert_unbiased(6.0);
 }
 
 #[test]

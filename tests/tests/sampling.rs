@@ -1,41 +1,23 @@
 //! Samples of the allocations: what is estimated from them is right on average, at every site and in all four values.
 
-use std::path::Path;
-use std::process::Command;
-
-use heaptap_tests::compile;
-use heaptap_tests::estimate::Estimates;
+use heaptap_tests::estimate::{self, Estimates};
 use heaptap_tests::guest::Guest;
-use heaptap_tests::heaptap::{Recording, Serving, command, run_command};
+use heaptap_tests::heaptap::{Recording, command, run_command};
 use heaptap_tests::ledger::Ledger;
 use heaptap_tests::profile::Profile;
 
-use rustix::process::Signal;
+/// Estimates 150 rounds of a command.
+fn estimate(sample: &str, work: &str) -> Estimates {
+    let options = ["--sample", sample];
+    Estimates::of_rounds(Guest::start("sampled"), &options, work, 150, assert_sampled)
+}
 
-/// Estimates `rounds` rounds of a command, each by itself, with one recording.
-fn estimate(mut guest: Guest, options: &[&str], work: &str, rounds: usize) -> Estimates {
-    let serving = Serving::start_with(guest.pid(), options);
-    let mut estimates = Estimates::default();
-    let mut ledger = guest.ledger();
-    let mut seen = ledger.of_profile(&serving.fetch());
-    for _ in 0..rounds {
-        guest.command(work);
-        let (ledger_now, seen_now) = {
-            let now = guest.ledger();
-            let seen = now.of_profile(&serving.fetch());
-            (now, seen)
-        };
-        estimates.add(&seen_now.since(&seen), &ledger_now.since(&ledger));
-        (ledger, seen) = (ledger_now, seen_now);
-    }
-    let profile = serving.fetch();
-    assert_nothing_else(&ledger, &profile);
-    let comments = profile.comments;
+/// Panics unless it was sampled, and nothing else than what is known.
+#[track_caller]
+fn assert_sampled(ledger: &Ledger, profile: &Profile) {
+    assert_nothing_else(ledger, profile);
+    let comments = &profile.comments;
     assert!(comments.iter().any(|comment| comment.starts_with("sampling: ")), "{comments:#?}");
-    assert!(!comments.iter().any(|comment| comment.starts_with("loss: ")), "{comments:#?}");
-    serving.finish(Signal::INT);
-    guest.exit();
-    estimates
 }
 
 /// Panics where something was counted that the guest's functions have not allocated, nor what makes its threads.
@@ -49,25 +31,20 @@ fn assert_nothing_else(ledger: &Ledger, profile: &Profile) {
     assert!(others.is_empty(), "{others:#?}");
 }
 
-/// Estimates the small blocks of the guest with another allocator preloaded.
+/// Panics unless estimates are right with another allocator preloaded.
 #[track_caller]
 fn assert_right_with(preloaded: &str) {
-    assert!(Path::new(preloaded).exists(), "{preloaded} is not installed");
-    let mut command = Command::new(compile::program("sampled"));
-    command.env("LD_PRELOAD", preloaded);
-    let mut guest = Guest::spawn_command("sampled", command);
-    guest.line("ready");
-    estimate(guest, &["--sample", "2KiB"], "run", 60).assert_unbiased(6.0);
+    estimate::assert_right_with(preloaded, &["--sample", "2KiB"], assert_sampled);
 }
 
 #[test]
 fn estimates_of_small_blocks_are_right_on_average() {
-    estimate(Guest::start("sampled"), &["--sample", "4KiB"], "run", 150).assert_unbiased(6.0);
+    estimate("4KiB", "run").assert_unbiased(6.0);
 }
 
 #[test]
 fn estimates_of_large_blocks_are_right_on_average() {
-    estimate(Guest::start("sampled"), &["--sample", "16MiB"], "large", 150).assert_unbiased(6.0);
+    estimate("16MiB", "large").assert_unbiased(6.0);
 }
 
 /// Functions that call one another, and jump to one another, are not counted twice.
