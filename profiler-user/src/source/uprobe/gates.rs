@@ -14,6 +14,7 @@ use profiler_common::counters::{Counter, Counters};
 
 use super::{recording::RecordError, sites::Site};
 use crate::{
+    causes::with_causes,
     gated::{self, Counts, Departure, Feeder, GateError},
     source::gate::{Gating, Refused, Stood},
 };
@@ -158,7 +159,7 @@ impl Gates {
         news
     }
 
-    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &dyn Error) {
+    fn refuse(&mut self, label: &str, allocator: usize, functions: usize, error: &(dyn Error + 'static)) {
         let reason = with_causes(error);
         self.refused.push(Refused { label: label.to_owned(), allocator, functions, reason });
     }
@@ -209,15 +210,4 @@ impl Gates {
             left_alone: self.departures.iter().map(|departure| departure.left_alone).sum(),
         }
     }
-}
-
-/// An error with all that has led to it.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text += &format!(": {next}");
-        cause = next.source();
-    }
-    text
 }

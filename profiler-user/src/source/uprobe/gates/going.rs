@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-use super::{Entry, Gates, Ready, ready::withdraw, with_causes};
-use crate::{gated::Departure, source::gate::Stood, target::maps::AddressSpace};
+use super::{Entry, Gates, Ready, ready::withdraw};
+use crate::{causes::with_causes, gated::Departure, source::gate::Stood, target::maps::AddressSpace};
 
 impl Gates {
     /// Puts those in that are ready; gives the places of the allocators that are to have ordinary probes, as that could not be done.
