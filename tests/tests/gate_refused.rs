@@ -7,12 +7,15 @@ use std::process::Command;
 
 use heaptap_tests::belongings::Belongings;
 use heaptap_tests::compile;
+use heaptap_tests::gate;
 use heaptap_tests::gating::plans;
 use heaptap_tests::guest::Guest;
-use heaptap_tests::heaptap::{Outcome, Recording, path_str, run};
+use heaptap_tests::heaptap::{Outcome, Recording, Serving, path_str, run};
+use heaptap_tests::text::text_left_changed;
 use profiler_user::gate::layout::Layout;
 use profiler_user::gated::{Description, Jump};
 use profiler_user::target::cover::JUMP_BYTES;
+use rustix::process::Signal;
 
 /// Begins to record what is to be refused.
 fn refused(pid: u32, options: &[&str]) -> Outcome {
@@ -81,6 +84,31 @@ fn a_function_that_another_tool_has_changed_is_left_alone() {
     write(&bytes);
     recorded(&mut guest, pid, "--gate=require");
     guest.command("run");
+    guest.exit();
+}
+
+/// Where more room is needed, and somebody has put a breakpoint on one of the jumps: all are led back to where they led before.
+#[test]
+fn a_gate_whose_jump_somebody_has_changed_keeps_its_place() {
+    let mut guest = Guest::start("live");
+    let pid = guest.pid();
+    let (address, _) = covered(pid, "reallocarray");
+    let mut serving = Serving::start_with(pid, &["--gate=require", "--sample", "64"]);
+    let mut jump = [0];
+    memory(pid).read_exact_at(&mut jump, address).expect("it can be read");
+    memory(pid).write_all_at(&[0xcc], address).expect("it can be written");
+    guest.command("run");
+    let said = serving.stderr_line("heaptap: the gate's table stays too small");
+    assert!(said.contains("another tool has changed it"), "{said}");
+    memory(pid).write_all_at(&jump, address).expect("it can be written");
+    assert_eq!(gate::mapped(pid), 2, "its code and its data");
+    let profile = serving.fetch();
+    assert!(profile.total().inuse_objects > 90_000, "{:#?}", profile.comments);
+    guest.command("drop");
+    assert_eq!(serving.fetch().total().inuse_objects, 0);
+    serving.finish(Signal::INT);
+    assert_eq!(gate::mapped(pid), 0);
+    assert_eq!(text_left_changed(pid, || drop(guest.command("run"))), Vec::<String>::new());
     guest.exit();
 }
 

@@ -20,6 +20,7 @@ use super::{
     record::say,
 };
 use crate::{
+    causes::with_causes,
     profile::{self, proto},
     source::{
         RawHeap,
@@ -156,10 +157,10 @@ impl Session {
                 self.say("more blocks are in the sample than were expected: the gate's table is larger now");
             }
             Err(RecordError::Process(ProcessError::Gone { .. })) => {}
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the gate's table stays too small: frees are let through to a probe");
-            }
+            Err(error) => self.say(&format!(
+                "the gate's table stays too small, so that more frees are let through to a probe: {}",
+                with_causes(&error)
+            )),
         }
     }
 
