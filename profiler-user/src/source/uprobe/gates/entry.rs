@@ -5,6 +5,9 @@ use std::cell::Cell;
 use super::super::sites::Site;
 use crate::gated::{Counts, Gate, GateError, Plan};
 
+/// A thread may be where it is in the way for once, or get no processor in time.
+const MOST_FAILURES: u8 = 3;
+
 /// A gate of a recording.
 pub(super) struct Entry {
     /// Its allocator's place among those that were found.
@@ -16,8 +19,8 @@ pub(super) struct Entry {
     pub(super) sites: Vec<Site>,
     /// Whether it is out, or the program has gone that it was in.
     pub(super) is_gone: bool,
-    /// Whether nothing could take its place, so that this need not be tried again.
-    pub(super) is_stuck: bool,
+    /// How often nothing could take its place.
+    pub(super) failures: u8,
     /// What it had counted for another process, of which this is a child.
     pub(super) before: Counts,
     /// What it had counted when this was last looked at.
@@ -28,7 +31,7 @@ impl Entry {
     /// A gate that counts from now on, by this plan, with its probes at these sites.
     pub(super) fn new(allocator: usize, module: usize, plan: Plan, sites: Vec<Site>, gate: Gate) -> Self {
         let (before, seen) = (Counts::default(), Cell::default());
-        Self { allocator, plan, module, gate, sites, is_gone: false, is_stuck: false, before, seen }
+        Self { allocator, plan, module, gate, sites, is_gone: false, failures: 0, before, seen }
     }
 
     /// The same gate in a child of its process; `None` where that has it no more.
@@ -36,9 +39,14 @@ impl Entry {
         let Some(gate) = self.gate.of_child(child)?.filter(Gate::is_led_to) else { return Ok(None) };
         let (plan, sites) = (self.plan.clone(), self.sites.clone());
         let mut entry =
-            Self { is_stuck: self.is_stuck, ..Self::new(self.allocator, self.module, plan, sites, gate) };
+            Self { failures: self.failures, ..Self::new(self.allocator, self.module, plan, sites, gate) };
         entry.count_anew();
         Ok(Some(entry))
+    }
+
+    /// Whether so often nothing could take its place that this need not be tried again.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.failures >= MOST_FAILURES
     }
 
     /// Counts only what comes from now on.

@@ -19,7 +19,7 @@ impl Gates {
     pub(in super::super) fn crowded(&self) -> Vec<usize> {
         let is_crowded = |entry: &Entry| {
             let has_more = entry.gate.layout().larger().is_some();
-            !entry.is_gone && !entry.is_stuck && has_more && entry.counts().overflows >= CROWDED
+            !entry.is_gone && !entry.is_stuck() && has_more && entry.counts().overflows >= CROWDED
         };
         let places = self.gates.iter().enumerate().filter(|(_, entry)| is_crowded(entry));
         places.map(|(place, _)| place).collect()
@@ -33,7 +33,7 @@ impl Gates {
 
     /// Makes a gate ready that is to take the place of another one, with more room or another interval.
     pub(in super::super) fn prepare_successor(
-        &self,
+        &mut self,
         place: usize,
         interval_bytes: Option<u64>,
         findings: &Findings,
@@ -48,8 +48,15 @@ impl Gates {
         }
         match self.ready(entry.allocator, entry.module, number, plan) {
             Ok((ready, _)) => Ok(ready),
-            Err(Hindrance::Gate(error)) => Err(error.into()),
-            Err(Hindrance::Plan(_)) => Err(ended()),
+            Err(hindrance) => {
+                if let Some(entry) = self.gates.get_mut(place) {
+                    entry.failures = entry.failures.saturating_add(1);
+                }
+                match hindrance {
+                    Hindrance::Gate(error) => Err(error.into()),
+                    Hindrance::Plan(_) => Err(ended()),
+                }
+            }
         }
     }
 
@@ -84,7 +91,7 @@ impl Gates {
                 Ok(())
             }
             Err((error, prepared)) => {
-                entry.is_stuck = true;
+                entry.failures = entry.failures.saturating_add(1);
                 withdraw(*prepared);
                 Err(error.into())
             }
