@@ -25,11 +25,18 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 
 #[test]
 fn a_second_interrupt_stops_at_once() {
+    for options in [&[][..], &["--follow-forks"]] {
+        assert_second_interrupt_stops(options);
+    }
+}
+
+#[track_caller]
+fn assert_second_interrupt_stops(options: &[&str]) {
     let mut guest = Guest::start("every-function");
     let folder = tempfile::tempdir().expect("a folder");
     let (_reader, stdout) = full_pipe();
     let mut command = heaptap::command();
-    command.args(["record", "--pid", &guest.pid().to_string(), "--output"]);
+    command.args(["record", "--pid", &guest.pid().to_string()]).args(options).arg("--output");
     command.arg(folder.path().join("heap.pb.gz")).stdout(stdout).stderr(Stdio::piped());
     let mut process = Process::spawn(command);
     let mut stderr = Lines::of(process.child().stderr.take().expect("stderr is piped"));

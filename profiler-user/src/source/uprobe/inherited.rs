@@ -18,7 +18,7 @@ use aya_obj::generated::{perf_event_attr, perf_event_sample_format as format, pe
 use nix::errno::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{attach::AttachError, bpf_call, kernel::Kernel, sites::Site, tracefs::Group};
+use super::{attach::AttachError, bpf_call, kernel::Kernel, letting_go::let_go, sites::Site, tracefs::Group};
 use crate::target::process::live_threads;
 
 /// Why a probe that is inherited could not be attached.
@@ -233,6 +233,16 @@ impl Inherited {
                 limit: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
             },
             _ => refused("open", function, thread, source),
+        }
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        // The definitions can be removed behind this, when nobody has the probes open any more.
+        let (defined, open) = (std::mem::take(&mut self.defined), std::mem::take(&mut self.open));
+        if !defined.is_empty() {
+            let_go((open, defined));
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::{
     io::{self, PipeReader, PipeWriter},
     os::fd::AsRawFd,
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{
@@ -15,8 +16,13 @@ use nix::{
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
 };
 
+/// One after the other: the process that is made for some has the descriptors of all others as well, and keeps them open for as long as it
+/// is there.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// Drops what has such descriptors, and waits until the probes are out.
 pub(super) fn let_go<T>(holding: T) {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     match Holder::start() {
         Ok(holder) => {
             // It has them as well, so that this takes nothing out.
