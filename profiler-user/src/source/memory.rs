@@ -82,13 +82,18 @@ impl Watch {
     pub fn begin(pid: u32) -> Option<Self> {
         let memory = open(pid)?;
         let began = Told { glanced: memory.glance()?, walked: memory.walk() };
-        Some(Self { memory, began, last: None })
+        let mut watch = Self { memory, began, last: None };
+        // It may end before anybody looks again.
+        watch.note(0);
+        Some(watch)
     }
 
     /// Begins to watch a program that has just replaced another one, which had nothing before.
     pub fn begin_anew(pid: u32) -> Option<Self> {
         let nothing = Told { glanced: Usage::default(), walked: Some(Usage::default()) };
-        Some(Self { memory: open(pid)?, began: nothing, last: None })
+        let mut watch = Self { memory: open(pid)?, began: nothing, last: None };
+        watch.note(0);
+        Some(watch)
     }
 
     /// Notes the sums as they are now, when so much was in use of what was counted.
@@ -213,7 +218,7 @@ mod tests {
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let mut watch = Watch::begin(child.id()).unwrap();
-        assert_eq!(watch.last(Instant::now()), None);
+        assert_eq!(watch.last(Instant::now()).unwrap().inuse_bytes, Some(0));
         watch.note(7);
         let noted = watch.last(Instant::now()).unwrap();
         assert!(noted.now.resident_bytes() > 0);
