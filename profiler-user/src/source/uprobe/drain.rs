@@ -52,12 +52,13 @@ enum State {
 
 impl Drain {
     /// Starts to drain for the process `pid`, and for those that the kernel side adds; notices are handed to `on_notice`, each
-    /// with the process that it is about.
+    /// with the process that it is about. One allocation for every `interval_bytes` is walked, or all for 1.
     pub(super) fn start(
         rings: Rings,
         pid: u32,
         learner: Learner,
         stacks: StackTable,
+        interval_bytes: u64,
         on_notice: impl FnMut(u32, Notice) + Send + 'static,
     ) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -67,6 +68,7 @@ impl Drain {
             watched: HashMap::from([(pid, Watched::new(pid, learner, stacks))]),
             first: pid,
             last_miss: Instant::now(),
+            alert: if interval_bytes < FEW_FROM_BYTES { ALERT } else { ALERT_IN_SAMPLE },
             on_notice,
             wake: Arc::clone(&wake),
             questions,
@@ -166,8 +168,13 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// How long to wait where nobody is watched.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How long after something new to expect more of it.
+/// How long after something new to expect more of it: where all allocations are walked, and where so few are that what is to be learned
+/// cannot cost the program much. To look all the time would cost it more then, on its own processor or by what the two share.
 const ALERT: Duration = Duration::from_secs(2);
+const ALERT_IN_SAMPLE: Duration = Duration::from_millis(50);
+
+/// From this mean interval on few are walked.
+const FEW_FROM_BYTES: u64 = 64 << 10;
 
 /// How long to wait while more is expected.
 const LOOK_SOON: Duration = Duration::from_micros(300);
@@ -186,6 +193,8 @@ struct Worker<F> {
     first: u32,
     /// When there last was something to learn, or we began.
     last_miss: Instant,
+    /// How long after that to expect more.
+    alert: Duration,
     on_notice: F,
     wake: Arc<OwnedFd>,
     questions: Receiver<Question>,
@@ -305,7 +314,7 @@ impl<F: FnMut(u32, Notice)> Worker<F> {
 
     /// Whether more to learn is expected.
     fn is_alert(&self) -> bool {
-        self.last_miss.elapsed() < ALERT
+        self.last_miss.elapsed() < self.alert
     }
 
     fn is_waiting(&self) -> bool {

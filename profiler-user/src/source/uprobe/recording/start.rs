@@ -135,7 +135,8 @@ impl Recording {
         });
         let mut probes = probes?;
         let stacks = StackTable::new(space, own_code, capacities.stack_bytes);
-        let drain = Drain::start(rings, pid, learner, stacks, on_notice);
+        let interval_bytes = gate.map(|wish| wish.interval_bytes).or(sample_bytes).unwrap_or(1);
+        let drain = Drain::start(rings, pid, learner, stacks, interval_bytes, on_notice);
         let drain = drain.map_err(RecordError::Drain)?;
         if let Some(interval_bytes) = sample_bytes {
             kernel.sampling.begin(interval_bytes)?;
