@@ -57,7 +57,7 @@ impl Prepared {
         if ![code, data].into_iter().all(|range| is_mapped(pid, range, &self.file)) {
             return Err(GateError::Replaced { pid });
         }
-        if let Some(other) = alone.first_other(stopped.threads()) {
+        if let Some(other) = alone.first_other(stopped) {
             return Err(GateError::Shared { pid, other });
         }
         let jumps = &self.description.jumps;

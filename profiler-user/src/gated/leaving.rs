@@ -124,7 +124,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             Err(StopError::Gone { .. }) => return Ok(departure.with_its_program()),
             Err(error) => return Err(error.into()),
         };
-        let other = alone.first_other(stopped.threads());
+        let other = alone.first_other(&stopped);
         if let Some(other) = other {
             if !is_taken_out && look == LOOKS - 1 {
                 return Err(GateError::Shared { pid, other });

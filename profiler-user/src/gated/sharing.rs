@@ -3,10 +3,13 @@
 
 use std::fs;
 
-use crate::target::process::live_threads;
+use crate::target::{process::live_threads, stopped::Stopped};
 
 /// `KCMP_VM` of include/uapi/linux/kcmp.h.
 const KCMP_VM: libc::c_int = 1;
+
+/// How often it is looked while processes and threads are made, ours among them: nothing but time is lost where that is not enough.
+const LOOKS: u32 = 4;
 
 /// What was seen before a process is stopped, so that there is little to look at while it stands still.
 #[derive(Clone, Copy, Debug)]
@@ -19,18 +22,29 @@ pub(super) struct Alone {
 impl Alone {
     /// Looks at a process that runs.
     pub(super) fn before_stop(pid: u32) -> Self {
-        let last = last_made();
-        let threads = live_threads(pid).filter_map(|thread| i32::try_from(thread).ok());
-        Self { pid, last: last.filter(|_| first_of(pid, threads).is_none()) }
+        let mut last = last_made();
+        for _ in 0..LOOKS {
+            let threads = live_threads(pid).filter_map(|thread| i32::try_from(thread).ok());
+            if first_of(pid, threads).is_some() {
+                return Self { pid, last: None };
+            }
+            let now = last_made();
+            if now == last {
+                return Self { pid, last };
+            }
+            // What was made meanwhile may be one.
+            last = now;
+        }
+        Self { pid, last: None }
     }
 
-    /// The first of the children that a process has made so, whose threads these are, all of them stopped; `None` also where the
-    /// kernel does not say (`CONFIG_PROC_CHILDREN`, `CONFIG_KCMP`).
-    pub(super) fn first_other(self, threads: &[i32]) -> Option<u32> {
-        if self.last.is_some() && self.last == last_made() {
-            return None;
-        }
-        first_of(self.pid, threads.iter().copied())
+    /// The first of the children that the process has made so, now that it is stopped; `None` also where the kernel does not say
+    /// (`CONFIG_PROC_CHILDREN`, `CONFIG_KCMP`).
+    pub(super) fn first_other(self, stopped: &Stopped) -> Option<u32> {
+        let last = last_made();
+        // Numbers are given in their order: nothing was made since but the thread of ours that has stopped the process.
+        let is_ours = last == Some(stopped.tracer()) && self.last == stopped.tracer().checked_sub(1);
+        if is_ours { None } else { first_of(self.pid, stopped.threads().iter().copied()) }
     }
 }
 

@@ -3,9 +3,9 @@
 use std::fs;
 
 use super::{
-    super::mapping::Mapping,
     StopError,
     error::Unfit,
+    extent::Extent,
     frame::{Frame, Saved},
     onward,
     places::Places,
@@ -37,7 +37,7 @@ impl Threads {
             .states
             .iter()
             .filter_map(|(thread, state)| {
-                let registers = request::registers(*thread).ok()?;
+                let registers = self.registers_of(*thread).ok()?;
                 Some((rank(*state, &registers)?, *thread, registers))
             })
             .collect();
@@ -61,8 +61,8 @@ impl Threads {
         arguments: &[Vec<u8>],
     ) -> Result<Caller, Unfit> {
         is_free(thread)?;
-        let mappings = self.mappings().map_err(|_| Unfit::Ended)?;
-        if !is_on_own_stack(&saved, mappings) {
+        let extent = self.extent_at(saved.rsp).map_err(|_| Unfit::Ended)?;
+        if !extent.is_some_and(|extent| is_own_stack(&saved, &extent)) {
             return Err(Unfit::OtherStack);
         }
         let section = self.section(thread);
@@ -134,12 +134,8 @@ fn is_free(thread: i32) -> Result<(), Unfit> {
 
 /// Whether what is below the stack pointer is free, as far as it is mapped: not so on the stacks of coroutines, below which
 /// there may be anything. The C library keeps what belongs to a thread, which `fs_base` points to, at the upper end of its stack.
-fn is_on_own_stack(registers: &Registers, mappings: &[Mapping]) -> bool {
-    let at = registers.rsp;
-    let Some(mapping) = mappings.iter().find(|mapping| mapping.start <= at && at < mapping.end) else {
-        return false;
-    };
-    mapping.name == b"[stack]" || (at..mapping.end).contains(&registers.fs_base)
+fn is_own_stack(registers: &Registers, extent: &Extent) -> bool {
+    extent.is_main_stack || (registers.rsp..extent.range.end).contains(&registers.fs_base)
 }
 
 #[cfg(test)]
@@ -148,19 +144,18 @@ mod tests {
 
     #[test]
     fn a_thread_is_on_its_own_stack_below_what_belongs_to_it() {
-        let lines = "1000-2000 ---p 0 0:0 0\n2000-9000 rw-p 0 0:0 0\nf000-ffff rw-p 0 0:0 0 [stack]\n";
-        let mappings = super::super::super::mapping::read(lines.as_bytes()).unwrap();
+        let other = Extent { range: 0x2000..0x9000, is_main_stack: false };
+        let first = Extent { range: 0xf000..0xffff, is_main_stack: true };
         // SAFETY: it is numbers, for which zero is a value.
         let zero: Registers = unsafe { std::mem::zeroed() };
-        for (rsp, fs_base, expected) in [
-            (0x8000, 0x8800, true),
-            (0x8000, 0x7000, false),
-            (0x8000, 0xb000, false),
-            (0xf800, 0xb000, true),
-            (0xa000, 0x8800, false),
+        for (extent, rsp, fs_base, expected) in [
+            (&other, 0x8000, 0x8800, true),
+            (&other, 0x8000, 0x7000, false),
+            (&other, 0x8000, 0xb000, false),
+            (&first, 0xf800, 0xb000, true),
         ] {
             let registers = Registers { rsp, fs_base, ..zero };
-            assert_eq!(is_on_own_stack(&registers, &mappings), expected, "{rsp:#x} {fs_base:#x}");
+            assert_eq!(is_own_stack(&registers, extent), expected, "{rsp:#x} {fs_base:#x}");
         }
     }
 }

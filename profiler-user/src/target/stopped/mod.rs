@@ -13,6 +13,7 @@
 
 mod caller;
 mod error;
+mod extent;
 mod frame;
 mod memory;
 mod moving;
@@ -44,13 +45,19 @@ use threads::Threads;
 /// Something to be done by the thread that traces.
 type Task = Box<dyn FnOnce(&mut Threads) + Send>;
 
+/// What stays as it is while all are stopped.
+#[derive(Debug)]
+struct Stand {
+    threads: Vec<i32>,
+    memory: Memory,
+    tracer: u32,
+}
+
 /// All threads of a process, stopped until this is dropped or released.
 #[derive(Debug)]
 pub struct Stopped {
     pid: u32,
-    /// Those that were stopped.
-    threads: Vec<i32>,
-    memory: Memory,
+    stand: Stand,
     tasks: Option<Sender<Task>>,
     tracer: Option<JoinHandle<Duration>>,
 }
@@ -67,13 +74,18 @@ impl Stopped {
             .spawn(move || trace(pid, limit, &tell, &coming))
             .map_err(|source| StopError::NoTracer { pid, source: Some(source) })?;
         // Where it failed, the tracer ends by itself, and with it everything is let go.
-        let (threads, memory) = told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
-        Ok(Self { pid, threads, memory, tasks: Some(tasks), tracer: Some(tracer) })
+        let stand = told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
+        Ok(Self { pid, stand, tasks: Some(tasks), tracer: Some(tracer) })
     }
 
     /// The threads, by their numbers.
     pub fn threads(&self) -> &[i32] {
-        &self.threads
+        &self.stand.threads
+    }
+
+    /// The thread of ours that was made to stop them, by its number.
+    pub const fn tracer(&self) -> u32 {
+        self.stand.tracer
     }
 
     /// The registers of each thread, by its number; that of one that waits in a system call has `orig_rax` other than -1.
@@ -90,18 +102,18 @@ impl Stopped {
     /// Reads memory, all of it or none.
     pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, StopError> {
         let mut bytes = vec![0; length];
-        self.memory.read(address, &mut bytes)?;
+        self.stand.memory.read(address, &mut bytes)?;
         Ok(bytes)
     }
 
     /// Writes memory that the process may write to.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        self.memory.write(address, bytes)
+        self.stand.memory.write(address, bytes)
     }
 
     /// Writes memory that the process may only read or execute: it gets its own copy of the page.
     pub fn write_code(&self, address: u64, bytes: &[u8]) -> Result<(), StopError> {
-        self.memory.write_code(address, bytes)
+        self.stand.memory.write_code(address, bytes)
     }
 
     /// Has one of the threads execute a system call, and go on as if it had not, even if we die meanwhile. Arguments that are
@@ -169,11 +181,15 @@ impl Drop for Stopped {
 fn trace(
     pid: u32,
     limit: Duration,
-    tell: &Sender<Result<(Vec<i32>, Memory), StopError>>,
+    tell: &Sender<Result<Stand, StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
     let (mut threads, outcome) = Threads::stop(pid, limit);
-    let outcome = outcome.and_then(|()| Ok((threads.states.keys().copied().collect(), threads.memory()?)));
+    let outcome = outcome.and_then(|()| {
+        let tracer = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let memory = threads.memory()?;
+        Ok(Stand { threads: threads.states.keys().copied().collect(), memory, tracer })
+    });
     let is_stopped = outcome.is_ok();
     if !is_stopped {
         threads.release();

@@ -4,22 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    StopError, onward,
-    request::{self, Registers},
-    threads::Threads,
-};
+use super::{StopError, onward, request::Registers, threads::Threads};
 
 impl Threads {
     /// Has each thread that is about to execute one of the first instructions execute the second in its place.
     pub(super) fn move_threads(&mut self, moves: &BTreeMap<u64, u64>) -> Result<usize, StopError> {
         let mut moved: usize = 0;
-        for thread in self.states.keys() {
-            let registers =
-                request::registers(*thread).map_err(self.failed(*thread, "asked for its registers"))?;
+        let threads: Vec<i32> = self.states.keys().copied().collect();
+        for thread in threads {
+            let registers = self.registers_of(thread)?;
             if let Some(rip) = destination(&registers, moves) {
-                request::set_registers(*thread, Registers { rip, ..registers })
-                    .map_err(self.failed(*thread, "moved"))?;
+                self.set_registers(thread, Registers { rip, ..registers }, "moved")?;
                 moved = moved.saturating_add(1);
             }
         }

@@ -7,8 +7,7 @@ impl Threads {
     pub(super) fn rseq_offset(&mut self) -> Result<Option<i32>, StopError> {
         let mut common = None;
         for thread in self.states.keys() {
-            let registers = request::registers(*thread);
-            let registers = registers.map_err(self.failed(*thread, "asked for its registers"))?;
+            let registers = self.registers_of(*thread)?;
             let address = request::restartable(*thread);
             let offset = address.map(|address| address.wrapping_sub(registers.fs_base).cast_signed());
             let Some(offset) = offset.and_then(|offset| i32::try_from(offset).ok()) else { return Ok(None) };

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{StopError, frame::RED_ZONE_BYTES, request, threads::Threads};
+use super::{StopError, extent::Extent, frame::RED_ZONE_BYTES, threads::Threads};
 
 /// How much of a stack is looked at.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -92,16 +92,13 @@ impl Threads {
         let threads: Vec<i32> = self.states.keys().copied().collect();
         let mut stacks = Vec::with_capacity(threads.len());
         for thread in threads {
-            let registers =
-                request::registers(thread).map_err(self.failed(thread, "asked for its registers"))?;
+            let registers = self.registers_of(thread)?;
             if is_inside(ranges, registers.rip) {
                 let word = registers.rip;
                 words.found.push(StackWord { thread, at: None, word, is_interrupted: true });
             }
             let at = registers.rsp;
-            let mapping = self.mappings()?;
-            let holds = mapping.partition_point(|mapping| mapping.end <= at);
-            let Some(mapping) = mapping.get(holds).filter(|mapping| mapping.start <= at) else {
+            let Some(Extent { range: mapping, .. }) = self.extent_at(at)? else {
                 words.unseen.push(thread);
                 continue;
             };

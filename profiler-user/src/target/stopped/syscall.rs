@@ -103,8 +103,7 @@ impl Threads {
             .map_or(Ok(()), |(address, section)| self.memory()?.write(address, &section.to_ne_bytes()));
         let unblocked =
             request::block(thread, caller.blocked).map_err(self.failed(thread, "given its signals"));
-        let restored =
-            request::set_registers(thread, caller.saved).map_err(self.failed(thread, "given its registers"));
+        let restored = self.set_registers(thread, caller.saved, "given its registers");
         let returned = returned?;
         settled.and(noted).and(unblocked).and(restored).and(Ok(returned))
     }

@@ -9,19 +9,20 @@ use std::{
 };
 
 use super::{
-    super::{
-        mapping::{self, Mapping},
-        process::status,
-    },
+    super::process::status,
     StopError,
+    extent::Extents,
     places::Places,
     repeat,
-    request::{self, Event},
+    request::{self, Event, Registers},
     urgent,
 };
 
 /// How often it is looked before there is a pause between the looks, which would be longer than most stops take.
 const LOOKS_WITHOUT_PAUSE: u32 = 64;
+
+/// How often it is looked at the next one only, before it is looked at all.
+const LOOKS_AT_ONE: u32 = 4;
 
 /// Threads that are looked at in next to no time.
 const FEW: usize = 4;
@@ -60,16 +61,26 @@ pub(super) struct Threads {
     pub(super) began: Instant,
     /// Where there are instructions to make a system call by; as they were found.
     pub(super) places: Option<Places>,
-    /// The mappings, once they were asked for; stacks stay what they are while their threads are stopped.
-    mappings: Option<Vec<Mapping>>,
+    /// The registers as they were when all had stopped, or as this has set them since.
+    pub(super) registers: BTreeMap<i32, Registers>,
+    /// The mappings that were asked for.
+    pub(super) extents: Extents,
 }
 
 impl Threads {
     /// Stops all.
     pub(super) fn stop(pid: u32, limit: Duration) -> (Self, Result<(), StopError>) {
         let states = BTreeMap::new();
-        let (places, mappings, began) = (None, None, Instant::now());
-        let mut threads = Self { pid, states, is_child: false, limit, began, places, mappings };
+        let mut threads = Self {
+            pid,
+            states,
+            is_child: false,
+            limit,
+            began: Instant::now(),
+            places: None,
+            registers: BTreeMap::new(),
+            extents: Extents::default(),
+        };
         let outcome = threads.stop_all();
         (threads, outcome)
     }
@@ -149,9 +160,17 @@ impl Threads {
             .filter(|(_, state)| **state == State::Stopping)
             .map(|(thread, _)| *thread)
             .collect();
-        let mut looks = 0;
+        // They stop in about this order, so that one look tells of most. Whoever is late keeps the others waiting only for so long, for
+        // what they were doing may have to be mended.
+        waiting.reverse();
+        let mut looks: u32 = 0;
         loop {
-            waiting.retain(|thread| !self.has_stopped(*thread));
+            while waiting.last().is_some_and(|thread| self.has_stopped(*thread)) {
+                waiting.pop();
+            }
+            if looks % LOOKS_AT_ONE == LOOKS_AT_ONE - 1 {
+                waiting.retain(|thread| !self.has_stopped(*thread));
+            }
             if waiting.is_empty() {
                 return Ok(());
             }
@@ -160,7 +179,7 @@ impl Threads {
             }
             // To look at many takes as long as a pause, and from a processor that they need.
             looks = pause(if waiting.len() > FEW { looks.max(LOOKS_WITHOUT_PAUSE) } else { looks });
-            if looks % LOOKS_WITHOUT_PAUSE == 0 {
+            if looks.is_multiple_of(LOOKS_WITHOUT_PAUSE) {
                 // The end of a first thread is not told of before all others have ended.
                 waiting.retain(|thread| !self.is_ended(*thread));
             }
@@ -216,7 +235,7 @@ impl Threads {
                 Ok(registers) if registers.cs == USER32_CS => {
                     return Err(StopError::Bits32 { pid: self.pid, thread });
                 }
-                Ok(_) => {}
+                Ok(registers) => drop(self.registers.insert(thread, registers)),
                 Err(_) => {
                     self.states.remove(&thread);
                     is_whole = false;
@@ -296,13 +315,21 @@ impl Threads {
         self.states.keys().next().copied().ok_or_else(|| self.gone())
     }
 
-    /// The mappings by rising address.
-    pub(super) fn mappings(&mut self) -> Result<&[Mapping], StopError> {
-        if self.mappings.is_none() {
-            let thread = u32::try_from(self.any()?).unwrap_or_default();
-            self.mappings = Some(mapping::all(self.pid, thread).map_err(|_| self.gone())?);
-        }
-        Ok(self.mappings.as_deref().unwrap_or_default())
+    /// The registers of a thread. That of one which was killed since are what they were.
+    pub(super) fn registers_of(&self, thread: i32) -> Result<Registers, StopError> {
+        self.registers.get(&thread).copied().ok_or_else(|| self.gone())
+    }
+
+    /// Gives a thread registers.
+    pub(super) fn set_registers(
+        &mut self,
+        thread: i32,
+        registers: Registers,
+        done: &'static str,
+    ) -> Result<(), StopError> {
+        request::set_registers(thread, registers).map_err(self.failed(thread, done))?;
+        self.registers.insert(thread, registers);
+        Ok(())
     }
 
     pub(super) fn gone(&self) -> StopError {
