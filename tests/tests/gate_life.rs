@@ -322,33 +322,44 @@ fn nothing_is_changed_while_another_process_has_the_memory() {
 
 #[test]
 fn threads_leave_calls_of_the_sample_in_every_way() {
+    const TRIES: u32 = 10;
     for how in ["longjmp", "exit", "cancel"] {
-        let mut guest = Guest::start("gated");
-        guest.command("start 2");
-        let recording = gate::attach(guest.pid());
-        for _ in 0..3 {
-            guest.command(&format!("leave {how}"));
-        }
-        guest.command("advance 1000");
-        guest.command("run");
-        let ledger = guest.ledger();
-        guest.command("stop");
-        let recorded = recording.finish();
-        let profile = recorded.profile();
-        // How a thread ends has to be loaded first, in the midst of that call.
-        ledger.assert_equals_but(&profile, "call_slots");
-        let (calls, returns) = (profile.counter("gate_calls"), profile.counter("gate_returns"));
-        assert_eq!(calls - returns, 3, "{how}: {:#?}", profile.comments);
-        let stderr = &recorded.outcome.stderr;
-        assert!(stderr.contains("3 did not or had not yet"), "{how}: {stderr}");
-        assert!(stderr.contains("a call in its sample has not come back"), "{how}: {stderr}");
-        guest.command("run");
-        // Its memory is there, and in nobody's way.
-        let recording = gate::attach(guest.pid());
-        guest.command("run");
-        recording.finish().outcome.assert_success();
-        guest.exit();
+        assert!((0..TRIES).any(|_| is_exact_where_threads_leave(how)), "{how}: budgets were lost each time");
     }
+}
+
+/// Whether no two threads have used up a budget together, of which one call is in no sample: only then is it known how many are.
+#[track_caller]
+fn is_exact_where_threads_leave(how: &str) -> bool {
+    let mut guest = Guest::start("gated");
+    guest.command("start 2");
+    let recording = gate::attach(guest.pid());
+    for _ in 0..3 {
+        guest.command(&format!("leave {how}"));
+    }
+    guest.command("advance 1000");
+    guest.command("run");
+    let ledger = guest.ledger();
+    guest.command("stop");
+    let recorded = recording.finish();
+    let profile = recorded.profile();
+    let is_exact = profile.counter("gate_lost_budgets") == 0;
+    // How a thread ends has to be loaded first, in the midst of that call.
+    if is_exact {
+        ledger.assert_equals_but(&profile, "call_slots");
+    }
+    let away = profile.counter("gate_calls") - profile.counter("gate_returns");
+    assert!(away == 3 || (!is_exact && away < 3), "{how}: {away}, {:#?}", profile.comments);
+    let stderr = &recorded.outcome.stderr;
+    assert!(stderr.contains(&format!("{away} did not or had not yet")), "{how}: {stderr}");
+    assert!(stderr.contains("a call in its sample has not come back"), "{how}: {stderr}");
+    guest.command("run");
+    // Its memory is there, and in nobody's way.
+    let recording = gate::attach(guest.pid());
+    guest.command("run");
+    recording.finish().outcome.assert_success();
+    guest.exit();
+    is_exact
 }
 
 #[test]
