@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::compile;
 use crate::guest::Guest;
 use crate::heaptap::Serving;
 use crate::ledger::{Ledger, Values};
@@ -99,10 +97,7 @@ impl Estimates {
 #[track_caller]
 pub fn assert_right_with(preloaded: &str, options: &[&str], check: impl FnOnce(&Ledger, &Profile)) {
     assert!(Path::new(preloaded).exists(), "{preloaded} is not installed");
-    let mut command = Command::new(compile::program("sampled"));
-    command.env("LD_PRELOAD", preloaded);
-    let mut guest = Guest::spawn_command("sampled", command);
-    guest.line("ready");
+    let guest = Guest::start_preloaded("sampled", preloaded);
     Estimates::of_rounds(guest, options, "run", 60, check).assert_unbiased(6.0);
 }
 

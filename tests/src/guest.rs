@@ -1,5 +1,6 @@
 //! A running guest and its answers.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
@@ -35,6 +36,15 @@ impl Guest {
     pub fn start_without_randomisation(name: &str) -> Self {
         let mut command = Command::new("setarch");
         command.arg("--addr-no-randomize").arg(compile::program(name));
+        let mut guest = Self::spawn_command(name, command);
+        guest.line("ready");
+        guest
+    }
+
+    /// The same as [`Guest::start`], with a library preloaded.
+    pub fn start_preloaded(name: &str, library: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(compile::program(name));
+        command.env("LD_PRELOAD", library);
         let mut guest = Self::spawn_command(name, command);
         guest.line("ready");
         guest

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -189,10 +188,7 @@ impl Replaceable {
         let folder = tempfile::tempdir().expect("a folder for the library");
         let library = folder.path().join("libjemalloc.so");
         fs::copy(JEMALLOC, &library).expect("jemalloc is installed");
-        let mut command = Command::new(compile::program("live"));
-        command.env("LD_PRELOAD", &library);
-        let mut guest = Guest::spawn_command("live", command);
-        guest.line("ready");
+        let guest = Guest::start_preloaded("live", &library);
         Self { folder, guest }
     }
 

@@ -3,11 +3,9 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use heaptap_tests::belongings::Belongings;
-use heaptap_tests::compile;
 use heaptap_tests::gating::plans;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, path_str, run};
@@ -30,14 +28,9 @@ const LEAST: usize = 15;
 const INTERVAL_BYTES: u64 = 4 << 10;
 
 fn verifying(preloaded: Option<&str>) -> Guest {
-    let mut command = Command::new(compile::program("verifying"));
-    if let Some(path) = preloaded {
-        assert!(Path::new(path).exists(), "{path} is not installed");
-        command.env("LD_PRELOAD", path);
-    }
-    let mut guest = Guest::spawn_command("verifying", command);
-    guest.line("ready");
-    guest
+    let Some(path) = preloaded else { return Guest::start("verifying") };
+    assert!(Path::new(path).exists(), "{path} is not installed");
+    Guest::start_preloaded("verifying", path)
 }
 
 /// Whether threads did not come to a stop in time, where others have the processors: nothing is changed then.

@@ -15,16 +15,10 @@ use rustix::process::Signal;
 
 /// A guest with an allocator preloaded; `None` where that is not installed.
 fn guest_with(name: &str, preloaded: &str) -> Option<Guest> {
-    if !preloaded.is_empty() && !Path::new(preloaded).exists() {
-        return None;
+    if preloaded.is_empty() {
+        return Some(Guest::start(name));
     }
-    let mut command = Command::new(compile::program(name));
-    if !preloaded.is_empty() {
-        command.env("LD_PRELOAD", preloaded);
-    }
-    let mut guest = Guest::spawn_command(name, command);
-    guest.line("ready");
-    Some(guest)
+    Path::new(preloaded).exists().then(|| Guest::start_preloaded(name, preloaded))
 }
 
 /// The number in the line `pid N`.

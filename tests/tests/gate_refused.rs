@@ -147,10 +147,7 @@ fn a_file_that_was_deleted_or_replaced_is_gated_as_it_is_mapped() {
         let folder = tempfile::tempdir().expect("a folder");
         let library = folder.path().join("libjemalloc.so.2");
         fs::copy(jemalloc, &library).expect("libjemalloc is installed");
-        let mut command = Command::new(compile::program("unusual"));
-        command.env("LD_PRELOAD", &library);
-        let mut guest = Guest::spawn_command("unusual", command);
-        guest.line("ready");
+        let mut guest = Guest::start_preloaded("unusual", &library);
         guest.command("run");
         fs::remove_file(&library).expect("it is ours");
         if is_replaced {
@@ -195,10 +192,7 @@ fn where_no_memory_may_be_made_executable_there_is_no_gate() {
 #[test]
 fn a_function_into_which_another_one_reaches_is_not_gated() {
     let folder = compile::lying_allocator();
-    let mut command = Command::new(compile::program("unusual"));
-    command.env("LD_PRELOAD", folder);
-    let mut guest = Guest::spawn_command("unusual", command);
-    guest.line("ready");
+    let mut guest = Guest::start_preloaded("unusual", folder);
     let pid = guest.pid();
     assert_not_gated(&mut guest, pid, "has another function begin where the jump would be");
     guest.exit();

@@ -1,7 +1,5 @@
 //! Memory that a program maps itself, counted with `--mmap`.
 
-use std::process::Command;
-
 use heaptap_tests::compile::{self, Variant};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, Serving};
@@ -57,10 +55,7 @@ fn threads_that_map_and_unmap_the_same_addresses_are_told_apart() {
 #[test]
 fn what_an_allocator_maps_is_not_counted_beside_what_it_gives() {
     for library in ["libjemalloc.so.2", "libtcmalloc.so.4", "libmimalloc.so.2"] {
-        let mut command = Command::new(compile::program("mappings"));
-        command.env("LD_PRELOAD", library);
-        let mut guest = Guest::spawn_command("mappings", command);
-        guest.line("ready");
+        let guest = Guest::start_preloaded("mappings", library);
         let (ledger, profile) = assert_counted(guest, "run");
         assert_only_the_program_maps(&ledger, &profile);
     }

@@ -132,38 +132,6 @@ fn two_hundred_threads_are_stopped_and_go_on() {
     guest.exit();
 }
 
-/// How long 200 threads are stopped: a measurement, for `cargo test --release -- --ignored --nocapture`.
-#[test]
-#[ignore = "it measures, and compares nothing"]
-fn how_long_two_hundred_threads_are_stopped() {
-    for (counting, resting) in [(0, 200), (4, 196), (50, 150), (200, 0)] {
-        let mut guest = Guest::start("blocked");
-        guest.command(&format!("rest {resting}"));
-        guest.command(&format!("count {counting}"));
-        let [mut stopping, mut calling, mut finding, mut held] = [const { Vec::new() }; 4];
-        for _ in 0..100 {
-            let began = Instant::now();
-            let stopped = stop(&guest);
-            stopping.push(began.elapsed());
-            let began = Instant::now();
-            stopped.syscall(SYS_GETPID, NOTHING).expect("getpid");
-            calling.push(began.elapsed());
-            let began = Instant::now();
-            stopped.find_words(&[]).expect("stacks can be read");
-            finding.push(began.elapsed());
-            held.push(stopped.release());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        println!("{counting} threads count and {resting} rest; median, 95th of 100, most:");
-        let all = [("stop", stopping), ("call", calling), ("find words", finding), ("all, held", held)];
-        for (what, mut times) in all {
-            times.sort();
-            println!("  {what:<10} {:>12.3?} {:>12.3?} {:>12.3?}", times[50], times[94], times[99]);
-        }
-        guest.exit();
-    }
-}
-
 #[test]
 fn a_stopped_process_stays_stopped_and_continues_when_told() {
     let mut guest = Guest::start("blocked");

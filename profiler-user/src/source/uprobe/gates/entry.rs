@@ -21,7 +21,7 @@ pub(super) struct Entry {
     pub(super) is_gone: bool,
     /// How often nothing could take its place.
     pub(super) failures: u8,
-    /// What it had counted for another process, of which this is a child.
+    /// What it had counted that is not its own here: for a process of which this is a child, or for the gate whose place it has taken.
     pub(super) before: Counts,
     /// What it had counted when this was last looked at.
     seen: Cell<Counts>,
