@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 /// Of the times in `/proc`, on x86.
@@ -66,16 +67,26 @@ pub(super) fn end(child: &mut Child) {
     }
 }
 
-/// Seconds of CPU that processes have used, with those of their children that have ended.
+/// Seconds of CPU that processes have used, to the nanosecond, with those of their children that have ended, to the tick.
 pub(super) fn cpu_s(pids: &[u32]) -> f64 {
-    pids.iter().filter_map(|pid| Stat::of(*pid)).map(|stat| stat.cpu_s).sum()
+    let own = pids.iter().filter_map(|pid| own_cpu(*pid)).map(|time| time.as_secs_f64());
+    let of_children = pids.iter().filter_map(|pid| Stat::of(*pid)).map(|stat| stat.ended_cpu_s);
+    own.sum::<f64>() + of_children.sum::<f64>()
+}
+
+/// What the threads of a process have used, those that have ended as well; `/proc` has it in ticks, which is too coarse for what does
+/// nearly nothing.
+fn own_cpu(pid: u32) -> Option<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).ok()?;
+    clock_gettime(clock).ok().map(Duration::from)
 }
 
 /// What `/proc/PID/stat` says.
 #[derive(Debug, PartialEq)]
 struct Stat {
     parent: u32,
-    cpu_s: f64,
+    /// What children have used that have ended and been waited for.
+    ended_cpu_s: f64,
 }
 
 impl Stat {
@@ -88,11 +99,9 @@ impl Stat {
         let (_, text) = text.rsplit_once(") ")?;
         let mut fields = text.split(' ').skip(1);
         let parent = fields.next()?.parse().ok()?;
-        let times = fields.skip(9).take(4).map(|ticks| ticks.parse::<f64>().ok());
-        let [user, system, childrens_user, childrens_system] =
-            times.collect::<Option<Vec<f64>>>()?.try_into().ok()?;
-        let ticks: f64 = user + system + childrens_user + childrens_system;
-        Some(Self { parent, cpu_s: ticks / TICKS_PER_SECOND })
+        let times = fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().ok());
+        let [user, system] = times.collect::<Option<Vec<f64>>>()?.try_into().ok()?;
+        Some(Self { parent, ended_cpu_s: (user + system) / TICKS_PER_SECOND })
     }
 }
 
@@ -103,8 +112,18 @@ mod tests {
     #[test]
     fn the_parent_and_the_times_are_found_behind_any_name() {
         let text = "7 (a) b (c)) S 3 7 7 0 -1 4194560 100 200 0 0 150 50 25 75 20 0 1 0 12345 1000 10";
-        assert_eq!(Stat::parse(text), Some(Stat { parent: 3, cpu_s: 3.0 }));
+        assert_eq!(Stat::parse(text), Some(Stat { parent: 3, ended_cpu_s: 1.0 }));
         assert_eq!(Stat::parse("7 (a) S 3"), None);
+    }
+
+    #[test]
+    fn what_a_process_computes_is_seen_at_once() {
+        let own = [std::process::id()];
+        let before = cpu_s(&own);
+        let began = std::time::Instant::now();
+        while cpu_s(&own) == before {
+            assert!(began.elapsed() < Duration::from_millis(10), "not within a tick");
+        }
     }
 
     #[test]

@@ -54,12 +54,12 @@ pub(super) fn run() -> Result<()> {
         let (ours, theirs) = (ours.spread(|run| run.pair_ns), theirs.spread(|run| run.pair_ns));
         println!("| {frames} | {alone} | {ours} | {theirs} | {:.2} |", ours.median / theirs.median);
     }
-    println!("\nnanoseconds of these in the kernel program at malloc's entry, in runs of their own\n");
+    println!("\nnanoseconds of these in the kernel programs, in runs of their own\n");
     println!("| frames | learned rows | the kernel's frame-pointer walk | ratio | frames walked |");
     println!("| ---: | ---: | ---: | ---: | ---: |");
     for Case { frames, ours, theirs, .. } in &cases {
         let walked = format!("{} and {}", ours.walked, theirs.walked);
-        let (ours, theirs) = (ours.spread(|run| run.entry_ns), theirs.spread(|run| run.entry_ns));
+        let (ours, theirs) = (ours.spread(|run| run.programs_ns), theirs.spread(|run| run.programs_ns));
         println!("| {frames} | {ours} | {theirs} | {:.2} | {walked} |", ours.median / theirs.median);
     }
     Ok(())
@@ -90,7 +90,7 @@ struct Runs {
 
 struct Run {
     pair_ns: f64,
-    entry_ns: f64,
+    programs_ns: f64,
 }
 
 impl Case {
@@ -115,8 +115,8 @@ impl Runs {
         // Measuring the program takes time of its own.
         let said = way.record(frames, &["--program-time"])?;
         self.walked = number(&said, "frames").context("no frames")?;
-        let entry_ns = entry_ns(&said).with_context(|| format!("no program's time in: {said}"))?;
-        self.runs.push(Run { pair_ns, entry_ns });
+        let programs_ns = programs_ns(&said).with_context(|| format!("no programs' time in: {said}"))?;
+        self.runs.push(Run { pair_ns, programs_ns });
         Ok(())
     }
 
@@ -154,11 +154,15 @@ fn number(said: &str, word: &str) -> Option<u32> {
     said.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
 }
 
-/// What a run of the program at malloc's entry took, on average.
-fn entry_ns(said: &str) -> Option<f64> {
-    let line = said.lines().find_map(|line| line.strip_prefix("program alloc_enter "))?;
-    let (runs, nanoseconds) = line.split_once(' ')?;
-    Some(nanoseconds.parse::<f64>().ok()? / runs.parse::<f64>().ok()?)
+/// What the programs took for a pair that run for each.
+fn programs_ns(said: &str) -> Option<f64> {
+    let programs = said.lines().filter_map(|line| {
+        let mut fields = line.strip_prefix("program ")?.split(' ').skip(1);
+        let mut number = || fields.next()?.parse::<u64>().ok();
+        Some((number()?, number()?))
+    });
+    let of_pairs = programs.filter(|(runs, _)| *runs >= PAIRS).map(|(_, time_ns)| time_ns);
+    Some(of_pairs.sum::<u64>() as f64 / PAIRS as f64).filter(|time_ns| *time_ns > 0.0)
 }
 
 #[cfg(test)]
@@ -167,10 +171,10 @@ mod tests {
 
     #[test]
     fn what_the_recorder_says_is_understood() {
-        let said = "3806.5\nframes 14\nprogram alloc_return 7 70\nprogram alloc_enter 4 10\n";
+        let said = "3806.5\nframes 14\nprogram process_exec 7 70\nprogram alloc_call 300000 60000000\n";
         assert_eq!(number(said, "frames"), Some(14));
-        assert_eq!(entry_ns(said), Some(2.5));
+        assert_eq!(programs_ns(said), Some(600.0));
         assert_eq!(pair_ns(said).unwrap(), 3806.5);
-        assert_eq!(entry_ns("program alloc_enter 4"), None);
+        assert_eq!(programs_ns("program alloc_call 300000"), None);
     }
 }

@@ -67,7 +67,15 @@ pub(super) fn parse(object: &[u8]) -> Result<Option<Object>, KernelError> {
     if KernelVersion::current().is_ok_and(|version| version < RELIABLE_SINCE) {
         return Ok(None);
     }
-    Object::parse(object).map(Some).map_err(|error| KernelError::Object { reason: error.to_string() })
+    let parsed = Object::parse(object);
+    let mut parsed = parsed.map_err(|error| KernelError::Object { reason: error.to_string() })?;
+    // Those of all types are in the kernel by way of aya, and of each function there is room for the lines of its whole section.
+    (parsed.btf, parsed.btf_ext) = (None, None);
+    for function in parsed.functions.values_mut() {
+        function.line_info.line_info.shrink_to_fit();
+        function.func_info.func_info.shrink_to_fit();
+    }
+    Ok(Some(parsed))
 }
 
 impl Multi {
@@ -238,7 +246,8 @@ fn descriptor_of(map: &Map) -> Option<BorrowedFd<'_>> {
     | Map::HashMap(map)
     | Map::PerCpuArray(map)
     | Map::ProgramArray(map)
-    | Map::RingBuf(map)) = map
+    | Map::RingBuf(map)
+    | Map::StackTraceMap(map)) = map
     else {
         return None;
     };

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{learn::Learner, pace::Pace, records::Record, stacks::StackTable};
+use crate::target::cpu_time::Activity;
 
 /// Something that happened to a process as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub(super) struct Watched {
     pub(super) stacks: StackTable,
     /// When to look whether code is there still.
     review: Pace,
+    /// Whether it has computed since: it cannot have unmapped anything otherwise.
+    activity: Activity,
     /// When to look for the page of hijacked return addresses.
     search: Pace,
     /// Whether the kernel side was told where hijacked return addresses point.
@@ -73,6 +76,7 @@ impl Watched {
             has_allocated: false,
             stacks,
             review: Pace::new(REVIEW),
+            activity: Activity::of(pid),
             search: Pace::new(SEARCH),
             was_behind: false,
         }
@@ -128,7 +132,12 @@ impl Watched {
     pub(super) fn review(&mut self) -> bool {
         let is_time = self.review.rest().is_zero();
         if is_time {
-            self.review.look(|| self.learner.review(&mut self.stacks));
+            // Before the look, so that what it computes meanwhile is seen the next time.
+            if self.activity.look() {
+                self.review.look(|| self.learner.review(&mut self.stacks));
+            } else {
+                self.review.look(|| {});
+            }
         }
         is_time
     }
