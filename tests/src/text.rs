@@ -7,9 +7,63 @@ use std::os::unix::fs::FileExt;
 ///
 /// A uprobe is a breakpoint instruction in the process's own copy of the page.
 pub fn changed_text(pid: u32) -> Vec<String> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
-        .unwrap_or_else(|err| panic!("cannot read the maps of {pid}: {err}"));
-    maps.lines().filter_map(Mapping::parse).flat_map(|mapping| mapping.changes(pid)).collect()
+    maps(pid)
+        .lines()
+        .filter_map(Mapping::parse)
+        .flat_map(|mapping| {
+            let named = |change: Change| {
+                let Change { address, was, now } = change;
+                let offset = mapping.offset + address - mapping.start;
+                format!("{}+{offset:#x}: {was:#04x} became {now:#04x}", mapping.path)
+            };
+            mapping.changes(pid).into_iter().map(named).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The places of a process's probes, to be looked at again and again.
+#[derive(Debug)]
+pub struct Probed {
+    memory: File,
+    changes: Vec<Change>,
+}
+
+impl Probed {
+    /// Those that a process has now.
+    pub fn now(pid: u32) -> Self {
+        let maps = maps(pid);
+        let changes = maps.lines().filter_map(Mapping::parse).flat_map(|mapping| mapping.changes(pid));
+        let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory can be read");
+        Self { memory, changes: changes.collect() }
+    }
+
+    /// How many places there are.
+    pub const fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// At how many of them there is a probe.
+    pub fn count(&self) -> usize {
+        let mut byte = [0];
+        let is_probed = |change: &&Change| {
+            self.memory.read_exact_at(&mut byte, change.address).expect("the process is there");
+            byte != [change.was]
+        };
+        self.changes.iter().filter(is_probed).count()
+    }
+}
+
+/// A byte of code that is not what the file has.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    address: u64,
+    was: u8,
+    now: u8,
 }
 
 /// The same once the kernel has taken probes out, or has had ten thousand steps of something to do so: it does when the last descriptor goes,
@@ -23,6 +77,11 @@ pub fn text_left_changed(pid: u32, mut step: impl FnMut()) -> Vec<String> {
         step();
     }
     changed_text(pid)
+}
+
+fn maps(pid: u32) -> String {
+    let path = format!("/proc/{pid}/maps");
+    fs::read_to_string(&path).unwrap_or_else(|err| panic!("cannot read {path}: {err}"))
 }
 
 /// An executable mapping of a file.
@@ -45,20 +104,14 @@ impl<'a> Mapping<'a> {
         Some(Self { range, start: hex(start)?, end: hex(end)?, offset: hex(offset)?, path })
     }
 
-    fn changes(&self, pid: u32) -> Vec<String> {
+    fn changes(&self, pid: u32) -> Vec<Change> {
         let length = usize::try_from(self.end - self.start).expect("a mapping fits in memory");
         let memory = read_at(&format!("/proc/{pid}/mem"), self.start, length);
         // A file's last page is mapped whole; what is past the end of the file is zero.
         let file = read_at(&format!("/proc/{pid}/map_files/{}", self.range), self.offset, length);
-        memory
-            .iter()
-            .zip(&file)
-            .enumerate()
-            .filter(|(_, (now, was))| now != was)
-            .map(|(at, (now, was))| {
-                format!("{}+{:#x}: {was:#04x} became {now:#04x}", self.path, self.offset + at as u64)
-            })
-            .collect()
+        let bytes = memory.into_iter().zip(file);
+        let changed = (self.start..).zip(bytes).filter(|(_, (now, was))| now != was);
+        changed.map(|(address, (now, was))| Change { address, was, now }).collect()
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use heaptap_tests::guest::Guest;
-use heaptap_tests::heaptap::Recording;
+use heaptap_tests::heaptap::{self, Recording, path_str};
 use heaptap_tests::kernel;
+use heaptap_tests::process::Process;
 use heaptap_tests::profile::Profile;
-use heaptap_tests::text::{changed_text, text_left_changed};
+use heaptap_tests::text::{Probed, changed_text, text_left_changed};
 use rustix::process::Signal;
 
 /// Records a guest that ends by itself; everything up to then is in the profile.
@@ -268,6 +271,48 @@ fn a_target_outlives_a_killed_recorder_without_a_trace() {
     assert!(after >= before + 100_000, "{before} rounds, then {after}");
     assert_eq!(guest.command("stop"), Vec::<String>::new());
     guest.ledger();
+    guest.exit();
+}
+
+/// The kernel puts probes in one after the other, and cannot take them out for a process that is being killed.
+#[test]
+fn a_target_outlives_a_recorder_that_is_killed_while_it_puts_probes_in() {
+    let mut guest = Guest::start("every-function");
+    let pid = guest.pid();
+    let recording = Recording::attach(pid);
+    guest.command("run");
+    let probed = Probed::now(pid);
+    recording.finish().outcome.assert_success();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut in_the_middle = 0;
+    for microseconds in (0..600).step_by(15) {
+        let mut command = heaptap::command();
+        let output = folder.path().join("heap.pb.gz");
+        command.args(["record", "--pid", &pid.to_string(), "--output", path_str(&output)]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut recorder = Process::spawn(command);
+        let mut seen = 0;
+        while seen == 0 && recorder.child().try_wait().expect("it is our child").is_none() {
+            seen = probed.count();
+        }
+        // It takes some hundred in all.
+        let first = Instant::now();
+        while first.elapsed() < Duration::from_micros(microseconds) {
+            seen = probed.count();
+        }
+        recorder.signal(Signal::KILL);
+        assert_eq!(recorder.wait().signal(), Some(Signal::KILL.as_raw()), "it ended before it had a probe");
+        in_the_middle += u32::from(seen < probed.len());
+        // The kernel takes them out when the last descriptor goes, which may be after the process.
+        let mut steps = 0;
+        while probed.count() > 0 && steps < 100_000 {
+            guest.ledger();
+            steps += 1;
+        }
+        assert_eq!(probed.count(), 0, "probes are left in the target, {microseconds} us after the first");
+    }
+    assert!(in_the_middle > 0, "never while they were put in");
+    guest.command("run");
     guest.exit();
 }
 

@@ -31,6 +31,7 @@ use super::{
     kernel::{KernelError, refused},
     loading::{CALL, RETURNS},
     run_counts::RunCounts,
+    seen_through::see_through,
 };
 
 /// Since when links to many places run for the process that they are meant for, whatever its threads do.
@@ -211,7 +212,8 @@ impl Multi {
         let path = path.map_err(|error| refused(name, io::Error::from(error).into()))?;
         let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
         let places = Places { path: &path, offsets: &offsets, cookies: &cookies, flags, pid };
-        bpf_call::link_multi(program.as_fd(), attach_type(name), &places)
+        see_through(|| bpf_call::link_multi(program.as_fd(), attach_type(name), &places))
+            .flatten()
             .map_err(|error| refused(name, error.into()))
     }
 
