@@ -6,7 +6,7 @@ use super::{
     Counts, Description, Gate, GateError, Jump, STOP_TRIES_TO_LEAVE,
     entering::take_out,
     files::{is_mapped, is_open},
-    memory::{close, unmap},
+    memory::{close, take_back},
     sharing::Alone,
     stop,
 };
@@ -155,12 +155,14 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             };
             departure.counts = Counts::read(description, word);
         }
-        departure.stays = if remains.is_unknown {
-            Some(Stay::Unknown)
-        } else {
-            unmap_if_empty(&stopped, described, &there)?
-        };
+        departure.stays =
+            if remains.is_unknown { Some(Stay::Unknown) } else { use_of(&stopped, described, &there)? };
+        let ranges: Vec<Range<u64>> = there.into_iter().cloned().collect();
         departure.stood = departure.stood.max(stopped.release());
+        if departure.stays.is_none() {
+            // Nobody is in there, and nobody gets there any more: this does not take all threads.
+            departure.stays = give_back(pid, file, &ranges)?;
+        }
         if !matches!(departure.stays, Some(Stay::Inside)) {
             break;
         }
@@ -168,14 +170,14 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
     Ok(departure)
 }
 
-/// Takes a gate's memory from the process; gives why not where it is in use.
-fn unmap_if_empty(
+/// What a gate's memory is in use for, if it is.
+fn use_of(
     stopped: &Stopped,
     described: Option<&Description>,
     there: &[&Range<u64>],
 ) -> Result<Option<Stay>, GateError> {
-    let ranges: Vec<Range<u64>> = there.iter().copied().cloned().collect();
-    let code = described.map_or_else(|| ranges.clone(), |description| vec![description.code.clone()]);
+    let all = || there.iter().copied().cloned().collect();
+    let code = described.map_or_else(all, |description| vec![description.code.clone()]);
     let words = stopped.find_words(&code)?;
     if words.found.iter().any(|word| leads_back(described, word)) {
         return Ok(Some(Stay::Inside));
@@ -194,17 +196,22 @@ fn unmap_if_empty(
             return Ok(Some(Stay::Changed));
         }
     }
-    for range in ranges {
-        match unmap(stopped, &range) {
-            Ok(()) => {}
-            // A filter that has come since.
-            Err(StopError::NoThread { .. } | StopError::NoInstruction { .. }) => {
-                return Ok(Some(Stay::NoCall));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
     Ok(None)
+}
+
+/// Takes a gate's memory from the process, which is in no use; gives why not where that cannot be.
+fn give_back(pid: u32, file: &File, ranges: &[Range<u64>]) -> Result<Option<Stay>, GateError> {
+    match take_back(pid, file, ranges) {
+        Ok(()) => Ok(None),
+        // A filter that has come since, or threads that wait for a disk.
+        Err(GateError::Stop(
+            StopError::NoThread { .. }
+            | StopError::NoInstruction { .. }
+            | StopError::NotInTime { .. }
+            | StopError::TooMany { .. },
+        )) => Ok(Some(Stay::NoCall)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a word may lead a thread into the gate again. Where calls return to is left over from one that has returned, or is counted

@@ -1,11 +1,11 @@
 //! A gate's memory in its process: a file that is nowhere but in memory, mapped twice.
 
-use std::{ffi::CStr, fs::File, ops::Range};
+use std::{ffi::CStr, fs::File, ops::Range, time::Duration};
 
 use super::{
     GateError, STOP_TRIES_TO_LEAVE,
     files::{is_mapped, lock, open},
-    stop,
+    stop_by,
 };
 use crate::target::stopped::{Argument, StopError, Stopped};
 
@@ -119,12 +119,26 @@ fn create(stopped: &Stopped) -> Result<u64, StopError> {
     }
 }
 
-/// Takes from the process what it has of a gate's file in these places; what else may be there by now, it keeps.
+/// Takes from the process what it has of a gate's file in these places, in which no thread is; what else may be there by now, it
+/// keeps. The other threads go on meanwhile, unless it takes all to find one that can do it.
 pub(super) fn take_back(pid: u32, file: &File, ranges: &[Range<u64>]) -> Result<(), GateError> {
-    let stopped = match stop(pid, STOP_TRIES_TO_LEAVE) {
+    match take_back_by(Stopped::few, pid, file, ranges) {
+        Err(StopError::NoThread { .. }) => take_back_by(Stopped::all, pid, file, ranges),
+        done => done,
+    }
+    .map_err(GateError::from)
+}
+
+fn take_back_by(
+    stop: fn(u32, Duration) -> Result<Stopped, StopError>,
+    pid: u32,
+    file: &File,
+    ranges: &[Range<u64>],
+) -> Result<(), StopError> {
+    let stopped = match stop_by(pid, STOP_TRIES_TO_LEAVE, stop) {
         Ok(stopped) => stopped,
         Err(StopError::Gone { .. }) => return Ok(()),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     for range in ranges.iter().filter(|range| is_mapped(pid, range, file)) {
         unmap(&stopped, range)?;

@@ -56,9 +56,17 @@ const STOP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Stops all threads of a process.
 fn stop(pid: u32, most_tries: u32) -> Result<Stopped, StopError> {
+    stop_by(pid, most_tries, Stopped::all)
+}
+
+fn stop_by(
+    pid: u32,
+    most_tries: u32,
+    stop: fn(u32, Duration) -> Result<Stopped, StopError>,
+) -> Result<Stopped, StopError> {
     let mut tries = 1;
     loop {
-        match Stopped::all(pid, STOP_LIMIT) {
+        match stop(pid, STOP_LIMIT) {
             Err(StopError::NotInTime { .. } | StopError::TooMany { .. }) if tries < most_tries => {
                 std::thread::sleep(STOP_PAUSE);
                 tries += 1;

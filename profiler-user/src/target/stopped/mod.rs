@@ -24,6 +24,7 @@ mod request;
 mod rseq;
 mod stacks;
 mod state;
+mod stopping;
 mod syscall;
 mod threads;
 mod urgent;
@@ -45,6 +46,9 @@ use threads::Threads;
 /// Something to be done by the thread that traces.
 type Task = Box<dyn FnOnce(&mut Threads) + Send>;
 
+/// Which threads are stopped.
+type Stop = fn(&mut Threads) -> Result<(), StopError>;
+
 /// What stays as it is while all are stopped.
 #[derive(Debug)]
 struct Stand {
@@ -53,7 +57,7 @@ struct Stand {
     tracer: u32,
 }
 
-/// All threads of a process, stopped until this is dropped or released.
+/// Threads of a process, stopped until this is dropped or released.
 #[derive(Debug)]
 pub struct Stopped {
     pid: u32,
@@ -67,11 +71,21 @@ impl Stopped {
     ///
     /// A process that SIGSTOP has stopped is so still when it is released, and signals that come meanwhile arrive then.
     pub fn all(pid: u32, limit: Duration) -> Result<Self, StopError> {
+        Self::by(pid, limit, Threads::stop_all)
+    }
+
+    /// Stops some threads of a process, which may be all of it, or none where that takes longer than `limit`: for what a thread is to do
+    /// while the others go on.
+    pub fn few(pid: u32, limit: Duration) -> Result<Self, StopError> {
+        Self::by(pid, limit, Threads::stop_few)
+    }
+
+    fn by(pid: u32, limit: Duration, stop: Stop) -> Result<Self, StopError> {
         let (tasks, coming) = mpsc::channel();
         let (tell, told) = mpsc::channel();
         let tracer = thread::Builder::new()
             .name("tracer".to_owned())
-            .spawn(move || trace(pid, limit, &tell, &coming))
+            .spawn(move || trace(Threads::of(pid, limit), stop, &tell, &coming))
             .map_err(|source| StopError::NoTracer { pid, source: Some(source) })?;
         // Where it failed, the tracer ends by itself, and with it everything is let go.
         let stand = told.recv().map_err(|_| StopError::NoTracer { pid, source: None })??;
@@ -179,13 +193,12 @@ impl Drop for Stopped {
 
 /// Stops, does what is asked for, and releases.
 fn trace(
-    pid: u32,
-    limit: Duration,
+    mut threads: Threads,
+    stop: Stop,
     tell: &Sender<Result<Stand, StopError>>,
     coming: &Receiver<Task>,
 ) -> Duration {
-    let (mut threads, outcome) = Threads::stop(pid, limit);
-    let outcome = outcome.and_then(|()| {
+    let outcome = stop(&mut threads).and_then(|()| {
         let tracer = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         let memory = threads.memory()?;
         Ok(Stand { threads: threads.states.keys().copied().collect(), memory, tracer })

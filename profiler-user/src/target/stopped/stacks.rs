@@ -11,7 +11,7 @@ use super::{StopError, extent::Extent, frame::RED_ZONE_BYTES, threads::Threads};
 const LIMIT_BYTES: u64 = 1 << 20;
 
 /// What is read at once: that many bytes, of so many stacks.
-const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_BYTES: u64 = 256 << 10;
 const BATCH_STACKS: usize = 512;
 
 const WORD_BYTES: usize = size_of::<u64>();
