@@ -1,7 +1,7 @@
 //! The code of gates: from functions and addresses to bytes.
 //!
-//! A gate is entered by a jump from its function, behind its first instruction, and makes that undone, so that everything is as the
-//! caller left it. It uses only registers that a function
+//! A gate is entered by a jump from its function, behind its first instruction, and for a call in the sample makes that undone, so that
+//! everything is as the caller left it. It uses only registers that a function
 //! may destroy and that hold none of its arguments: rax, r10 and r11 (System V x86-64 psABI, section 3.2.1). Nothing is kept in
 //! memory that another thread, or a handler of signals, could find half done.
 
@@ -35,7 +35,10 @@ use iced_x86::{
 use profiler_common::call::{Convention, Outcome, Shape};
 
 use super::layout::Layout;
-use crate::target::{cover::Cover, kept::Undo};
+use crate::target::{
+    cover::Cover,
+    kept::{CHANGED, Undo},
+};
 
 /// Why no code was made.
 #[derive(Debug, thiserror::Error)]
@@ -227,28 +230,37 @@ impl<'setting> Writer<'setting> {
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
         set(&mut self.asm, &mut self.entries, place)?;
-        self.undo(function.cover.undo)?;
+        if !is_undone_late(function) {
+            self.undo(function)?;
+        }
         match function.shape.convention() {
             Some(convention) => self.allocate(place, function, convention),
             None => self.release(place, function),
         }
     }
 
-    /// Undoes what the function has done before the jump.
-    fn undo(&mut self, undo: Undo) -> Result<(), IcedError> {
-        match undo {
+    /// Undoes what the function has done before the jump, where that has yet to be done.
+    fn undo_late(&mut self, function: &Function) -> Result<(), IcedError> {
+        if is_undone_late(function) { self.undo(function) } else { Ok(()) }
+    }
+
+    fn undo(&mut self, function: &Function) -> Result<(), IcedError> {
+        match function.cover.undo {
             Undo::Nothing => Ok(()),
             Undo::Pop(register) => self.asm.add_instruction(Instruction::with1(Code::Pop_r64, register)?),
             Undo::Raise(bytes) => self.asm.lea(rsp, qword_ptr(rsp + bytes)),
         }
     }
 
-    /// What the function does before the jump, what the jump covers, and the way back behind it.
+    /// What the jump covers, and the way back behind it; in front of it, at the function's label, what it does before the jump and was
+    /// undone.
     fn moved(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
-        set(&mut self.asm, &mut self.moved, place)?;
-        if let Some(kept) = function.cover.kept_before(function.address) {
-            self.asm.add_instruction(kept)?;
+        let mut on = self.asm.create_label();
+        if !is_undone_late(function) {
+            set(&mut self.asm, &mut self.moved, place)?;
+            self.add(function.cover.kept_before(function.address))?;
         }
+        here(&mut self.asm, &mut on)?;
         for instruction in function.cover.instructions_at(function.address) {
             if instruction.ip() != function.address {
                 let mut label = self.asm.create_label();
@@ -257,7 +269,27 @@ impl<'setting> Writer<'setting> {
             }
             self.asm.add_instruction(instruction)?;
         }
-        self.asm.jmp(function.address + function.cover.bytes.len() as u64)
+        self.asm.jmp(function.address + function.cover.bytes.len() as u64)?;
+        if is_undone_late(function) {
+            set(&mut self.asm, &mut self.moved, place)?;
+            self.add(function.cover.kept_before(function.address))?;
+            self.asm.jmp(on)?;
+        }
+        Ok(())
+    }
+
+    /// What the function does before the jump, where it was undone late.
+    fn again(&mut self, function: &Function) -> Result<(), IcedError> {
+        let kept = function.cover.kept_before(function.address).filter(|_| is_undone_late(function));
+        self.add(kept.map(|mut kept| {
+            // Nothing leads there: that is what has the address among what was moved.
+            kept.set_ip(0);
+            kept
+        }))
+    }
+
+    fn add(&mut self, instruction: Option<Instruction>) -> Result<(), IcedError> {
+        instruction.map_or(Ok(()), |instruction| self.asm.add_instruction(instruction))
     }
 
     /// The label of what was moved out of a function.
@@ -318,6 +350,17 @@ impl<'setting> Writer<'setting> {
             bytes: code_of(made),
         })
     }
+}
+
+/// Whether what the function does before the jump is left as it is for calls in no sample, for which nothing of it is in the way; of a
+/// register that was pushed, to undo it and do it again would have the caller wait for what it has there.
+fn is_undone_late(function: &Function) -> bool {
+    let is_apart = match function.cover.undo {
+        Undo::Nothing => false,
+        Undo::Pop(register) => !CHANGED.contains(&register),
+        Undo::Raise(_) => true,
+    };
+    is_apart && !function.jumps
 }
 
 fn code_of(made: CodeAssemblerResult) -> Vec<u8> {

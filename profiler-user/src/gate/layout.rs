@@ -4,8 +4,9 @@ use profiler_common::sampling::GATE_CHARGE_BYTES;
 
 use super::gaps::GAPS;
 
-/// Budgets of bytes: each processor has one, so that threads seldom share one. A power of two.
-pub const BUDGETS: u64 = 128;
+/// Budgets of bytes: each processor has one, so that threads seldom share one. As many as a byte can tell apart, by which
+/// they are found.
+pub const BUDGETS: u64 = 256;
 
 /// Each is in a cache line of its own.
 pub const BUDGET_BYTES: u64 = 64;

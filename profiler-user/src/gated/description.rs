@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the file begins with.
-const MAGIC: &[u8; 16] = b"heaptap gate 1\n\0";
+const MAGIC: &[u8; 16] = b"heaptap gate 2\n\0";
 
 /// `int3`
 const BREAKPOINT: u8 = 0xcc;
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(read(&good[..20]), Reading::Unknown);
         assert_eq!(read(&good[..60]), Reading::Unknown, "it is cut off");
         let mut other = good.clone();
-        other[13] = b'2';
+        other[13] = b'1';
         assert_eq!(read(&other), Reading::Unknown, "it is of another version");
         let with = |change: &dyn Fn(&mut Description)| {
             let mut other = description(2);

@@ -229,7 +229,7 @@ mod tests {
             .chunks(BUDGET_BYTES as usize)
             .map(|budget| u32::from_le_bytes(budget[8..12].try_into().unwrap()))
             .collect();
-        assert_eq!(nexts[0..3], [0, 32, 64]);
+        assert_eq!(nexts[0..3], [0, 16, 32]);
         assert!(nexts.iter().all(|next| (*next as usize) < GAPS));
         assert!(bytes.chunks(BUDGET_BYTES as usize).any(|budget| budget[..8] != [0; 8]));
     }

@@ -15,7 +15,7 @@ pub enum Undo {
 }
 
 /// Registers that a gate changes itself, so that what comes behind it must not need what they had.
-const CHANGED: [Register; 3] = [Register::RAX, Register::R10, Register::R11];
+pub const CHANGED: [Register; 3] = [Register::RAX, Register::R10, Register::R11];
 
 /// Those that it may find changed whatever the function is, for in them is no argument that it looks at.
 const FREE: [Register; 5] = [Register::RAX, Register::R8, Register::R9, Register::R10, Register::R11];

@@ -26,7 +26,6 @@ impl Writer<'_> {
     ) -> Result<(), IcedError> {
         let arguments = Arguments::of(convention);
         let mut sampled = self.asm.create_label();
-        let mut on = self.asm.create_label();
         let mut draw = self.asm.create_label();
         let mut maybe = self.asm.create_label();
         if let Some(old) = arguments.old {
@@ -34,8 +33,10 @@ impl Writer<'_> {
         }
         here(&mut self.asm, &mut draw)?;
         self.draw(&arguments, sampled)?;
-        here(&mut self.asm, &mut on)?;
+        let mut on = self.moved_of(place);
         if function.jumps {
+            on = self.asm.create_label();
+            here(&mut self.asm, &mut on)?;
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
             self.asm.sub(rsp, PADDING)?;
@@ -46,6 +47,7 @@ impl Writer<'_> {
         }
         self.moved(place, function)?;
         here(&mut self.asm, &mut sampled)?;
+        self.undo_late(function)?;
         self.refill()?;
         self.asm.js(on)?;
         match (arguments.old, function.throws) {
@@ -53,8 +55,13 @@ impl Writer<'_> {
                 let mut call = self.asm.create_label();
                 self.asm.xor(r10d, r10d)?;
                 self.asm.jmp(call)?;
+                let mut absent = self.asm.create_label();
+                here(&mut self.asm, &mut absent)?;
+                self.again(function)?;
+                self.asm.jmp(draw)?;
                 here(&mut self.asm, &mut maybe)?;
-                self.resized(&arguments, draw, call)?;
+                self.undo_late(function)?;
+                self.resized(&arguments, absent, call)?;
                 here(&mut self.asm, &mut call)?;
                 self.resize(place, &arguments, convention)
             }
@@ -138,11 +145,16 @@ impl Writer<'_> {
 
     /// The old block may be in the sample, and its bucket is in r10: takes it out of the table, and goes to `call` with 1 in r10 if it was in
     /// there, or 0 where only the kernel side knows, and in r11 what the budget had, or −1 where the new block is not in the sample. Goes
-    /// to `draw` where the old one is in no sample.
-    fn resized(&mut self, arguments: &Arguments, draw: CodeLabel, call: CodeLabel) -> Result<(), IcedError> {
+    /// to `absent` where the old one is in no sample.
+    fn resized(
+        &mut self,
+        arguments: &Arguments,
+        absent: CodeLabel,
+        call: CodeLabel,
+    ) -> Result<(), IcedError> {
         let Some(old) = arguments.old else { return Ok(()) };
         let mut unknown = self.asm.create_label();
-        self.remove(old, draw, unknown)?;
+        self.remove(old, absent, unknown)?;
         for is_found in [1, 0] {
             let (mut sampled, mut drawn) = (self.asm.create_label(), self.asm.create_label());
             if is_found == 0 {

@@ -2,7 +2,7 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{CodeLabel, dword_ptr, eax, ecx, qword_ptr, r10, r11, rax, rcx},
+    code_asm::{CodeLabel, byte_ptr, dword_ptr, eax, ecx, qword_ptr, r10, r11, rax, rcx},
 };
 
 use super::{Arguments, Budget, Writer, here};
@@ -10,6 +10,8 @@ use crate::gate::{
     gaps::GAPS,
     layout::{BUDGET_BYTES, BUDGETS, CHARGE_BYTES, HASH_FACTOR, NEXT_GAP},
 };
+
+const _: () = assert!(BUDGETS == 1 << u8::BITS);
 
 /// What a call is charged whose size is no 64-bit number: it fails, and whatever is charged, is no block.
 const TOO_MUCH: u64 = 1 << 46;
@@ -35,8 +37,8 @@ impl Writer<'_> {
         asm.mov(r11, budgets)?;
         match self.setting.budget {
             Budget::OfCpu { offset } => {
-                asm.mov(eax, dword_ptr(i64::from(offset)).fs())?;
-                asm.and(eax, BUDGETS as i32 - 1)?;
+                // Its lowest byte: there are as many budgets.
+                asm.movzx(eax, byte_ptr(i64::from(offset)).fs())?;
                 asm.shl(eax, BUDGET_BYTES.ilog2())?;
                 // One instruction: what else this processor does comes before or after it.
                 asm.sub(qword_ptr(r11 + rax), r10)?;

@@ -13,6 +13,7 @@ impl Writer<'_> {
         self.filter(rdi, maybe)?;
         self.moved(place, function)?;
         here(&mut self.asm, &mut maybe)?;
+        self.undo_late(function)?;
         self.remove(rdi, moved, ask)?;
         here(&mut self.asm, &mut ask)?;
         self.stop(place, Stop::Free)?;
