@@ -37,16 +37,6 @@ impl Probed {
         Self { memory, changes: changes.collect() }
     }
 
-    /// How many places there are.
-    pub const fn len(&self) -> usize {
-        self.changes.len()
-    }
-
-    /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
-        self.changes.is_empty()
-    }
-
     /// At how many of them there is a probe.
     pub fn count(&self) -> usize {
         let mut byte = [0];

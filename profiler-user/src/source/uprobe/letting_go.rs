@@ -11,10 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use nix::{
-    errno::Errno,
-    sys::signal::{SigSet, SigmaskHow, sigprocmask},
-};
+use super::own_child;
 
 /// One after the other: the process that is made for some has the descriptors of all others as well, and keeps them open for as long as it
 /// is there.
@@ -46,29 +43,21 @@ struct Holder {
 impl Holder {
     fn start() -> io::Result<Self> {
         let (told, tell) = io::pipe()?;
-        // What is typed at the terminal is not for it.
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        // SAFETY: the child makes only calls that a signal handler may make, and ends.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            hold(&told, &tell);
-        }
-        let forked = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { pid, tell }) };
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        forked
+        let pid = own_child::start(|| {
+            // SAFETY: the child makes only calls that a signal handler may make, and ends.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                hold(&told, &tell);
+            }
+            pid
+        })?;
+        Ok(Self { pid, tell })
     }
 
     /// Has it end, and waits for that.
     fn end(self) {
         drop(self.tell);
-        loop {
-            // SAFETY: it is a child of ours that nobody else waits for; nothing is written.
-            let ended = unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
-            if ended >= 0 || Errno::last() != Errno::EINTR {
-                return;
-            }
-        }
+        own_child::wait_for(self.pid);
     }
 }
 

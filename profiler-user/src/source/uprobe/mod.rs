@@ -12,6 +12,8 @@ mod bpf_call;
 
 mod run_counts;
 
+mod own_child;
+
 mod seen_through;
 
 mod multi;

@@ -6,10 +6,7 @@
 
 use std::{ffi::c_void, io, os::raw::c_int};
 
-use nix::{
-    errno::Errno,
-    sys::signal::{SigSet, SigmaskHow, sigprocmask},
-};
+use super::own_child;
 
 /// What the calls need of a stack, and more: it is memory that nobody touches.
 const STACK_BYTES: usize = 256 << 10;
@@ -46,19 +43,11 @@ impl<F: FnOnce() -> T, T> Errand<F, T> {
         let top = stack.as_mut_ptr_range().end;
         let top = top.wrapping_sub(top as usize % ALIGNMENT);
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
-        // Nothing that is meant for us is meant for it, as what is typed at the terminal.
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+        let errand = std::ptr::from_mut(self).cast::<c_void>();
         // SAFETY: the process has the stack for itself, and the memory as if it were this thread, which waits until it has ended.
-        let pid = unsafe {
-            libc::clone(Self::carry_out, top.cast(), flags, std::ptr::from_mut(self).cast::<c_void>())
-        };
-        let started = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        if started.is_ok() {
-            wait_for(pid);
-        }
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        started
+        let pid = own_child::start(|| unsafe { libc::clone(Self::carry_out, top.cast(), flags, errand) })?;
+        own_child::wait_for(pid);
+        Ok(())
     }
 
     extern "C" fn carry_out(errand: *mut c_void) -> c_int {
@@ -71,18 +60,14 @@ impl<F: FnOnce() -> T, T> Errand<F, T> {
     }
 }
 
-fn wait_for(pid: libc::pid_t) {
-    // SAFETY: it is a child of ours that nobody else waits for; nothing is written.
-    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0 && Errno::last() == Errno::EINTR {}
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
 
     use nix::{
+        errno::Errno,
         sys::{
-            signal::{Signal, kill},
+            signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
             wait::waitpid,
         },
         unistd::Pid,

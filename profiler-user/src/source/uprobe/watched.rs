@@ -132,12 +132,13 @@ impl Watched {
     pub(super) fn review(&mut self) -> bool {
         let is_time = self.review.rest().is_zero();
         if is_time {
-            // Before the look, so that what it computes meanwhile is seen the next time.
-            if self.activity.look() {
-                self.review.look(|| self.learner.review(&mut self.stacks));
-            } else {
-                self.review.look(|| {});
-            }
+            let Self { review, activity, learner, stacks, .. } = self;
+            review.look(|| {
+                // Before the look, so that what it computes meanwhile is seen the next time.
+                if activity.look() {
+                    learner.review(stacks);
+                }
+            });
         }
         is_time
     }
