@@ -2,34 +2,40 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use procfs::process::{MMapPath, Process};
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The most memory that a process was seen to take while something went on, in bytes.
 ///
 /// Its own is what the kernel has as the most ever (`VmHWM`), without the ring buffers that are mapped, which are the
 /// kernel's; that of the kernel is the sum of its BPF maps.
 pub fn peak_bytes<T>(pid: u32, what: impl FnOnce() -> T) -> (T, u64) {
-    let (own, kernels, is_over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let done = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
+    let (going_on, is_over) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let watching = scope.spawn(move || {
+            let (mut own, mut kernels) = (0, 0);
+            loop {
                 // Nothing is left of one that has ended.
                 if let Some((mine, maps)) = now_bytes(pid) {
-                    own.fetch_max(mine, Ordering::Relaxed);
-                    kernels.fetch_max(maps, Ordering::Relaxed);
+                    own = own.max(mine);
+                    kernels = kernels.max(maps);
                 }
-                thread::sleep(Duration::from_millis(20));
+                if is_over.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                    return own + kernels;
+                }
             }
         });
         let done = what();
-        is_over.store(true, Ordering::Relaxed);
-        done
-    });
-    (done, own.into_inner() + kernels.into_inner())
+        // It goes as well where that panics.
+        drop(going_on);
+        (done, watching.join().expect("it only looks"))
+    })
 }
 
 fn now_bytes(pid: u32) -> Option<(u64, u64)> {
