@@ -130,7 +130,7 @@ impl Kernel {
         });
         let mut ebpf = ebpf?;
         let first: &mut RawTracePoint = program(&mut ebpf, SWEEP)?;
-        first.load().map_err(|source| refused(SWEEP, source))?;
+        loading::load(SWEEP, || first.load())?;
         let run_counts = Arc::new(RunCounts::default());
         let multi = match parsed? {
             Some(parsed) => Multi::of(parsed, &ebpf, Arc::clone(&run_counts))?,

@@ -1,6 +1,7 @@
 //! The programs of the object: which there are, and loading those that are needed.
 
 use std::{
+    io,
     os::fd::AsFd,
     thread::{self, ScopedJoinHandle},
 };
@@ -73,6 +74,9 @@ pub(super) const LIFECYCLE: [(&str, &str); 2] =
 pub(super) const CHILDREN: [(&str, &str); 2] =
     [("child_exit", "sched_process_exit"), ("child_exec", "sched_process_exec")];
 
+/// How often a program is loaded at most, where signals break off its proof; libbpf's `PROG_LOAD_ATTEMPTS`.
+const ATTEMPTS: usize = 5;
+
 /// Loads the programs that are needed, all at the same time: the kernel takes tens of milliseconds to prove that one does no harm.
 pub(super) fn load_programs(
     ebpf: &mut Ebpf,
@@ -100,13 +104,29 @@ pub(super) fn load_programs(
             let Some(name) = names.iter().copied().find(|wanted| *wanted == name) else { continue };
             loading.push(scope.spawn(move || match program {
                 Program::UProbe(program) => load_single(name, program, run_counts),
-                Program::RawTracePoint(program) => program.load().map_err(|source| refused(name, source)),
-                Program::TracePoint(program) => program.load().map_err(|source| refused(name, source)),
+                Program::RawTracePoint(program) => load(name, || program.load()),
+                Program::TracePoint(program) => load(name, || program.load()),
                 _ => Err(refused(name, ProgramError::UnexpectedProgramType)),
             }));
         }
         loading.into_iter().map(join).collect::<Result<Vec<()>, _>>().map(drop)
     })
+}
+
+/// Loads a program by `load`, again if need be: the kernel breaks off its proof with `EAGAIN` where the thread is sent a signal
+/// (`do_check` of kernel/bpf/verifier.c, Linux 6.1).
+pub(super) fn load<T>(
+    name: &'static str,
+    mut load: impl FnMut() -> Result<T, ProgramError>,
+) -> Result<T, KernelError> {
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            loaded => return loaded.map_err(|source| refused(name, source)),
+        }
+    }
+    load().map_err(|source| refused(name, source))
 }
 
 /// What a thread has come to.
@@ -152,7 +172,7 @@ pub(super) fn load_single(
     program: &mut UProbe,
     run_counts: &RunCounts,
 ) -> Result<(), KernelError> {
-    program.load().map_err(|source| refused(name, source))?;
+    load(name, || program.load())?;
     run_counts.add(name, program.fd().map_err(|source| refused(name, source))?.as_fd());
     Ok(())
 }
@@ -187,7 +207,35 @@ impl Newtask {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::VerifierLog;
+
     use super::*;
+
+    /// What comes of a load that fails so often, each time with this error of the system.
+    fn failing(times: usize, error: i32) -> (Result<usize, KernelError>, usize) {
+        let mut loads = 0;
+        let loaded = load("some_program", || {
+            loads += 1;
+            let io_error = io::Error::from_raw_os_error(error);
+            let verifier_log = VerifierLog::new(String::new());
+            if loads > times { Ok(loads) } else { Err(ProgramError::LoadError { io_error, verifier_log }) }
+        });
+        (loaded, loads)
+    }
+
+    #[test]
+    fn a_load_that_a_signal_broke_off_is_repeated() {
+        assert!(matches!(failing(0, libc::EAGAIN), (Ok(1), 1)));
+        assert!(matches!(failing(4, libc::EAGAIN), (Ok(5), 5)));
+    }
+
+    #[test]
+    fn a_load_that_fails_otherwise_or_too_often_is_an_error() {
+        assert!(matches!(failing(1, libc::EACCES), (Err(KernelError::Program { .. }), 1)));
+        let (loaded, loads) = failing(5, libc::EAGAIN);
+        assert!(loaded.unwrap_err().to_string().contains("some_program"));
+        assert_eq!(loads, 5);
+    }
 
     #[test]
     fn the_fields_of_a_tracepoint_are_found_by_name_and_size() {

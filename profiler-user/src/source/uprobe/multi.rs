@@ -29,7 +29,7 @@ use nix::errno::Errno;
 use super::{
     bpf_call::{self, Code, Places},
     kernel::{KernelError, refused},
-    loading::{CALL, RETURNS},
+    loading::{self, CALL, RETURNS},
     run_counts::RunCounts,
     seen_through::see_through,
 };
@@ -165,12 +165,14 @@ impl Multi {
         }
         let code =
             Code { name, function: &function, license: &program.license, btf: self.btf.as_fd(), attach_type };
-        bpf_call::load_program(&code, &mut []).or_else(|io_error| {
-            let mut log = vec![0; LOG_BYTES];
-            bpf_call::load_program(&code, &mut log).map_err(|_| {
-                log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(log.len()));
-                let verifier_log = VerifierLog::new(String::from_utf8_lossy(&log).into_owned());
-                refused(name, ProgramError::LoadError { io_error, verifier_log })
+        loading::load(name, || {
+            bpf_call::load_program(&code, &mut []).or_else(|io_error| {
+                let mut log = vec![0; LOG_BYTES];
+                bpf_call::load_program(&code, &mut log).map_err(|_| {
+                    log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(log.len()));
+                    let verifier_log = VerifierLog::new(String::from_utf8_lossy(&log).into_owned());
+                    ProgramError::LoadError { io_error, verifier_log }
+                })
             })
         })
     }

@@ -18,8 +18,10 @@ pub(super) fn start(make: impl FnOnce() -> libc::pid_t) -> io::Result<libc::pid_
     made
 }
 
-/// Waits for the end of one that was made so.
+/// Waits for the end of one that was made so, whichever signal or none tells of it.
 pub(super) fn wait_for(pid: libc::pid_t) {
     // SAFETY: it is a child of ours that nobody else waits for; nothing is written.
-    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0 && Errno::last() == Errno::EINTR {}
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) } < 0
+        && Errno::last() == Errno::EINTR
+    {}
 }
