@@ -41,6 +41,8 @@ enum What {
     Load,
     /// Measure attaching to a program with 200 threads and 500 mapped libraries, and how long it is stopped
     Many,
+    /// Measure to a tenth of a percent what a gate costs, by two like programs that share a CPU
+    Beside(compare::beside::BesideArgs),
     /// Measure the CPU and the memory that heaptap takes while its target does nothing
     Idle(idle::IdleArgs),
 }
@@ -57,6 +59,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         Some(What::Attach) => attach::run(),
         Some(What::Load) => load::run(),
         Some(What::Many) => many::run(),
+        Some(What::Beside(args)) => compare::beside::run(args),
         Some(What::Idle(args)) => idle::run(args),
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what profilers cost their target, measured in turn with the target alone.
 
 mod attached;
+pub(super) mod beside;
 mod bpftrace;
 mod document;
 mod machine;

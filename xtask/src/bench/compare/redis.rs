@@ -1,5 +1,6 @@
 //! redis-server under redis-benchmark.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use super::target::{Work, streams};
 use crate::bench::said::Said;
 
-/// Requests by which the speed is estimated: 50 connections have 40 each.
+/// Requests by which the speed is estimated at first: 50 connections have 40 each.
 const FIRST_REQUESTS: f64 = 2000.0;
 
 /// A server that listens on a port of its own.
@@ -22,13 +23,15 @@ pub(super) struct Redis {
     port: u16,
     pipeline: u32,
     folder: PathBuf,
+    /// How many requests it has answered in a second when it was last at work.
+    requests_s: Cell<Option<f64>>,
 }
 
 impl Redis {
     pub(super) fn new(pipeline: u32, folder: &Path) -> Result<Self> {
         // Free again at once, and not given to anybody else so soon.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        Ok(Self { port, pipeline, folder: folder.to_path_buf() })
+        Ok(Self { port, pipeline, folder: folder.to_path_buf(), requests_s: Cell::new(None) })
     }
 
     /// The command that starts it: it keeps nothing on disk.
@@ -64,9 +67,14 @@ impl Redis {
 
     /// Has it answer requests for about so many seconds.
     pub(super) fn work(&self, seconds: f64, until: Instant) -> Result<Work> {
-        let first = self.benchmark(FIRST_REQUESTS, until)?;
-        let found = self.benchmark((first.requests_s * seconds).max(FIRST_REQUESTS), until)?;
-        Ok(Work { operation_ns: 1e9 / found.requests_s, p99_ms: Some(found.p99_ms) })
+        let requests_s = match self.requests_s.get() {
+            Some(requests_s) => requests_s,
+            None => self.benchmark(FIRST_REQUESTS, until)?.requests_s,
+        };
+        let requests = (requests_s * seconds).max(FIRST_REQUESTS).round();
+        let found = self.benchmark(requests, until)?;
+        self.requests_s.set(Some(found.requests_s));
+        Ok(Work { operation_ns: 1e9 / found.requests_s, operations: requests, p99_ms: Some(found.p99_ms) })
     }
 
     fn benchmark(&self, requests: f64, until: Instant) -> Result<Found> {

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn measure(operation_ns: f64) -> Measure {
-        let work = Work { operation_ns, p99_ms: None };
+        let work = Work { operation_ns, operations: 1.0, p99_ms: None };
         Measure { work, own: None, target_mb: 10.0, detach_s: None, note: None }
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Launcher {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Work {
     pub(super) operation_ns: f64,
+    /// How many there were in each thread.
+    pub(super) operations: f64,
     /// The 99th percentile, where operations are requests.
     pub(super) p99_ms: Option<f64>,
 }
@@ -109,7 +111,7 @@ impl Target {
             Side::Guest { input, said } => {
                 writeln!(input, "{seconds}").context("the target has ended")?;
                 let operation_ns = said.wait_for(until, |line| line.parse().ok()).context("the target")?;
-                Ok(Work { operation_ns, p99_ms: None })
+                Ok(Work { operation_ns, operations: seconds * 1e9 / operation_ns, p99_ms: None })
             }
             Side::Redis(redis) => redis.work(seconds, until),
         }

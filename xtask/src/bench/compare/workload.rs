@@ -13,6 +13,8 @@ use crate::workspace::root;
 #[derive(Debug)]
 pub(super) struct Workload {
     pub(super) name: String,
+    /// Whether it works in several threads.
+    pub(super) has_threads: bool,
     pub(super) program: Program,
 }
 
@@ -35,7 +37,8 @@ pub(super) fn all(folder: &Path) -> Result<Vec<Workload>> {
     for (threads, frames) in PAIRS {
         let name =
             format!("pairs of malloc(64) and free: {}, {}", count(threads, "thread"), count(frames, "frame"));
-        all.push(by_commands(name, by_threads(&pairs, threads, frames)));
+        let pairs = by_commands(name, by_threads(&pairs, threads, frames));
+        all.push(Workload { has_threads: threads > 1, ..pairs });
     }
     // So many that what is known of them is in no cache.
     let million = guest_of("sizes", "million", &["-DLIVE=1000000"])?;
@@ -49,7 +52,8 @@ pub(super) fn all(folder: &Path) -> Result<Vec<Workload>> {
             1 => "redis-server, SET".to_owned(),
             _ => format!("redis-server, SET, pipeline of {pipeline}"),
         };
-        all.push(Workload { name, program: Program::Redis { pipeline, folder: folder.to_path_buf() } });
+        let program = Program::Redis { pipeline, folder: folder.to_path_buf() };
+        all.push(Workload { name, has_threads: false, program });
     }
     let script = root()?.join("xtask/src/bench/guests/records.py");
     all.push(by_commands("Python, JSON records".to_owned(), vec!["/usr/bin/python3".into(), script.into()]));
@@ -58,7 +62,7 @@ pub(super) fn all(folder: &Path) -> Result<Vec<Workload>> {
 }
 
 fn by_commands(name: String, command: Vec<OsString>) -> Workload {
-    Workload { name, program: Program::Guest(command) }
+    Workload { name, has_threads: false, program: Program::Guest(command) }
 }
 
 fn by_threads(guest: &Path, threads: u32, frames: u32) -> Vec<OsString> {
