@@ -69,7 +69,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
     if workloads.is_empty() || (profilers.len() == 1 && args.profiler.is_some()) {
         bail!("there is no such workload or profiler");
     }
-    let bench = Bench { tools: Tools { heaptap: heaptap()?, folder }, profilers, args };
+    let bench = Bench { tools: Tools { heaptap: heaptap()?, folder, gate_interval: None }, profilers, args };
     let mut rows = Vec::new();
     for workload in &workloads {
         rows.extend(bench.rows(workload));

@@ -17,9 +17,6 @@ use super::workload::{self, Workload};
 use crate::bench::{folder, heaptap, processes};
 use crate::packages::{self, BENCH_WORKLOADS};
 
-/// How long they work before each measurement, so that heaptap has learned the stacks.
-const WARM_UP_S: f64 = 1.0;
-
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BesideArgs {
@@ -29,6 +26,12 @@ pub(crate) struct BesideArgs {
     /// How many seconds they work each time
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// How many seconds they work before, in which heaptap learns the stacks
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    warm_up: f64,
+    /// The sampling interval, where it is not to be heaptap's own
+    #[arg(long, value_name = "BYTES")]
+    sample: Option<String>,
     /// Only workloads with this in their name
     #[arg(long, value_name = "WORKLOAD")]
     only: Option<String>,
@@ -39,7 +42,9 @@ pub(crate) struct BesideArgs {
 
 /// Runs the command.
 pub(in crate::bench) fn run(args: &BesideArgs) -> Result<()> {
-    ensure!((0.1..=600.0).contains(&args.seconds), "programs work for 0.1 to 600 seconds");
+    for seconds in [args.seconds, args.warm_up] {
+        ensure!((0.1..=600.0).contains(&seconds), "programs work for 0.1 to 600 seconds");
+    }
     packages::ensure_installed(BENCH_WORKLOADS.iter())?;
     let folder = folder()?;
     let mut workloads = workload::all(&folder)?;
@@ -50,9 +55,14 @@ pub(in crate::bench) fn run(args: &BesideArgs) -> Result<()> {
         bail!("there is no such workload");
     }
     let profiler = if args.neither { Profiler::Native } else { Profiler::Gated };
-    let bench = Beside { tools: Tools { heaptap: heaptap()?, folder }, cpus: two_cpus()?, profiler, args };
+    let tools = Tools { heaptap: heaptap()?, folder, gate_interval: args.sample.clone() };
+    let bench = Beside { tools, cpus: two_cpus()?, profiler, args };
     let (rounds, seconds) = (args.rounds, args.seconds);
-    println!("mean ± standard error of {rounds} rounds of twice {seconds} s; {}\n", profiler.name());
+    println!(
+        "mean ± standard error of {rounds} rounds of twice {seconds} s, behind {} s; {}\n",
+        args.warm_up,
+        profiler.name()
+    );
     println!("| workload | CPU for an operation, % more | p99, % more |");
     println!("| --- | ---: | ---: |");
     for workload in &workloads {
@@ -95,7 +105,7 @@ impl Beside<'_> {
     fn costs(&self, targets: &mut [Target; 2], gated: usize) -> Result<[Cost; 2]> {
         let target = targets.get(gated).context("it is one of two")?;
         let attached = self.profiler.attach(&self.tools, target)?;
-        self.work(targets, WARM_UP_S)?;
+        self.work(targets, self.args.warm_up)?;
         let used = |targets: &[Target; 2]| targets.each_ref().map(|target| processes::cpu_s(&[target.pid()]));
         let before = used(targets);
         let [first, second] = self.work(targets, self.args.seconds)?;

@@ -1,6 +1,7 @@
 //! The profilers that are compared, and how each is started.
 
 use std::ffi::OsString;
+use std::iter;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -95,9 +96,11 @@ impl Profiler {
             Self::Sampled => Attached::start(tools.heaptap(&["--sample", "512KiB"], &pid), |line| {
                 line.contains(": recording ")
             })?,
-            Self::Gated => Attached::start(tools.heaptap(&["--gate=require"], &pid), |line| {
-                line.contains(": recording ")
-            })?,
+            Self::Gated => {
+                let interval = tools.gate_interval.iter().flat_map(|interval| ["--sample", interval]);
+                let options: Vec<&str> = iter::once("--gate=require").chain(interval).collect();
+                Attached::start(tools.heaptap(&options, &pid), |line| line.contains(": recording "))?
+            }
             Self::Bpftrace => {
                 let maps = target.maps();
                 let allocator = bpftrace::allocator(&maps).context("no allocator is known")?;
@@ -136,6 +139,8 @@ impl Profiler {
 pub(super) struct Tools {
     pub(super) heaptap: PathBuf,
     pub(super) folder: PathBuf,
+    /// The sampling interval behind a gate, where it is not heaptap's own.
+    pub(super) gate_interval: Option<String>,
 }
 
 impl Tools {
