@@ -91,6 +91,16 @@ pub fn until_states(pid: u32, what: &str, are: impl Fn(char) -> bool) {
     }
 }
 
+/// Waits until one of a process's threads is in a state, as `/proc` has it.
+#[track_caller]
+pub fn until_one_is(pid: u32, state: char) {
+    let deadline = Instant::now() + PATIENCE;
+    while !states(pid).contains(state) {
+        assert!(Instant::now() < deadline, "threads of {pid} are {} and none {state}", states(pid));
+        thread::yield_now();
+    }
+}
+
 /// Whether a descriptor becomes readable, which for a pidfd is the process's end.
 fn readable_within(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     let timeout = Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };

@@ -8,7 +8,7 @@ use heaptap_tests::gate;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, run};
 use heaptap_tests::ledger::Ledger;
-use heaptap_tests::process::{Lines, Process};
+use heaptap_tests::process::{Lines, Process, until_one_is};
 use heaptap_tests::profile::Profile;
 use heaptap_tests::text::{changed_text, text_left_changed};
 use rustix::process::Signal;
@@ -46,6 +46,31 @@ fn a_process_with_a_debugger_is_counted_by_ordinary_probes() {
     tracer.command("detach");
     tracer.exit();
     guest.exit();
+}
+
+/// Nothing but a kill ends the wait for what vfork has started.
+#[test]
+fn a_process_with_a_thread_that_cannot_be_stopped_is_counted_by_ordinary_probes() {
+    let mut guest = Guest::start("blocked");
+    guest.command("count 3");
+    guest.command("vfork");
+    until_one_is(guest.pid(), 'D');
+    assert_refused(guest.pid(), "in state D");
+    let mut recording = Recording::attach_with(guest.pid(), &["--gate", "--sample", "1"]);
+    let said = recording.stderr_line("heaptap: glibc is not gated: ");
+    assert!(said.contains("in state D"), "{said}");
+    guest.command("counted");
+    drop(recording);
+    guest.command("join");
+    // Now it can.
+    gate::attach(guest.pid()).finish();
+    guest.exit();
+}
+
+#[test]
+fn a_32_bit_process_has_neither_probes_nor_a_gate() {
+    let narrow = Process::spawn(Command::new(compile::no_allocator(compile::Width::Bits32)));
+    assert_refused(narrow.pid(), "32-bit");
 }
 
 #[test]

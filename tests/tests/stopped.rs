@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use heaptap_tests::compile;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::itself;
-use heaptap_tests::process::{Lines, PATIENCE, Process, states, until_states};
+use heaptap_tests::process::{Lines, PATIENCE, Process, states, until_one_is, until_states};
 use profiler_user::target::stopped::{Argument, StackWords, StopError, Stopped, Unfit};
 use rustix::process::Signal;
 
@@ -355,10 +355,7 @@ fn a_thread_that_nothing_interrupts_is_named_and_all_others_go_on() {
     let mut guest = Guest::start("blocked");
     guest.command("count 3");
     guest.command("vfork");
-    let deadline = Instant::now() + PATIENCE;
-    while !states(guest.pid()).contains('D') {
-        assert!(Instant::now() < deadline, "{}", states(guest.pid()));
-    }
+    until_one_is(guest.pid(), 'D');
     for _ in 0..10 {
         let late = Stopped::all(guest.pid(), Duration::from_millis(20)).expect_err("it cannot be stopped");
         let StopError::NotInTime { state, .. } = &late else { panic!("{late:?}") };

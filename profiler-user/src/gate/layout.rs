@@ -32,8 +32,15 @@ pub const CHARGE_BYTES: i32 = GATE_CHARGE_BYTES as i32;
 /// twenty-five of those of 880 or 976 bytes overflows.
 pub const HASH_FACTOR: u64 = 0xd6e8_feb8_6659_fd93;
 
-/// Fewest and most buckets, as powers of two: 8 KiB of filter, which the first cache holds; and a million blocks.
-const BUCKET_BITS: std::ops::RangeInclusive<u32> = 13..=18;
+/// Fewest and most buckets, as powers of two: 1 KiB of filter, of which the first cache, where the process has its own things, hardly
+/// notices; and a million blocks.
+const BUCKET_BITS: std::ops::RangeInclusive<u32> = 10..=18;
+
+/// How many buckets there are for a block that is expected in the sample: where few have one, few frees of other blocks look for it.
+const BUCKETS_PER_BLOCK: u64 = 16;
+
+/// With a block in more than one of so many buckets a table is crowded: one in eight frees then looks for its block.
+const CROWDED_SHARE: u64 = 8;
 
 /// What memory is mapped by.
 pub const PAGE_BYTES: u64 = 4096;
@@ -45,10 +52,10 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout for so many blocks in the sample at a time: a bucket has four of them then, and overflows once in forty.
+    /// The layout for so many blocks in the sample at a time.
     pub fn for_blocks(blocks: u64) -> Self {
-        let buckets = (blocks / (SLOTS / 2)).max(1).next_power_of_two();
-        Self { bucket_bits: buckets.ilog2().clamp(*BUCKET_BITS.start(), *BUCKET_BITS.end()) }
+        let buckets = blocks.saturating_mul(BUCKETS_PER_BLOCK).clamp(1, 1 << BUCKET_BITS.end());
+        Self::of_buckets(buckets.next_power_of_two().ilog2())
     }
 
     /// The layout with so many buckets, as a power of two, or as near to it as there is one.
@@ -58,7 +65,13 @@ impl Layout {
 
     /// For how many blocks a layout is the next larger one, with four times as many buckets; `None` where this is the largest.
     pub fn larger(self) -> Option<u64> {
-        (self.bucket_bits < *BUCKET_BITS.end()).then(|| self.buckets() * 4 * (SLOTS / 2))
+        (self.bucket_bits < *BUCKET_BITS.end()).then(|| self.buckets() * 4 / BUCKETS_PER_BLOCK)
+    }
+
+    /// Whether a larger one would be better where the filter is this.
+    pub fn is_crowded(self, filter: &[u8]) -> bool {
+        let in_use = filter.iter().filter(|entries| **entries != 0).count() as u64;
+        in_use > self.buckets() / CROWDED_SHARE
     }
 
     /// The number of bits that tell buckets apart.
@@ -139,16 +152,36 @@ mod tests {
                 assert!(layout.bucket_of(address) < layout.buckets());
             }
         }
-        assert_eq!(Layout::for_blocks(0).bucket_bits(), 13);
-        assert_eq!(Layout::for_blocks(100_000).bucket_bits(), 15);
+        assert_eq!(Layout::for_blocks(0).bucket_bits(), 10);
+        assert_eq!(Layout::for_blocks(1_000).bucket_bits(), 14);
         assert_eq!(Layout::for_blocks(u64::MAX / 2).bucket_bits(), 18);
+    }
+
+    #[test]
+    fn a_larger_layout_has_four_times_the_buckets_until_it_is_the_largest() {
+        let larger = |layout: Layout| layout.larger().map(|blocks| Layout::for_blocks(blocks).bucket_bits());
+        assert_eq!(larger(Layout::for_blocks(0)), Some(12));
+        assert_eq!(larger(Layout::of_buckets(17)), Some(18));
+        assert_eq!(larger(Layout::of_buckets(18)), None);
+    }
+
+    #[test]
+    fn a_layout_is_crowded_where_one_bucket_in_eight_is_in_use() {
+        let layout = Layout::for_blocks(0);
+        let mut filter = vec![0; 1024];
+        for (number, entries) in filter.iter_mut().step_by(8).enumerate() {
+            *entries = if number % 2 == 0 { 2 } else { HAS_OVERFLOWED };
+        }
+        assert!(!layout.is_crowded(&filter));
+        filter[1] = 1;
+        assert!(layout.is_crowded(&filter));
     }
 
     #[test]
     fn blocks_that_lie_side_by_side_are_spread() {
         let mut numbers = Numbers::new();
         let mut number = || numbers.next();
-        let layout = Layout::for_blocks(0);
+        let layout = Layout::of_buckets(13);
         for stride in (16..=2048).step_by(16).chain([4096, 8192, 65_536, 1 << 20]) {
             let mut entries = vec![0_u64; 1 << 13];
             let mut overflows = 0;

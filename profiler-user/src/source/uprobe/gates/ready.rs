@@ -23,7 +23,7 @@ use crate::{
 const MOST_BLOCKS: u64 = 1 << 17;
 
 /// What a process's table is sized by, beside what it has resident: it may grow.
-const BLOCKS_TO_COME: u64 = 1 << 12;
+const BYTES_TO_COME: u64 = 16 << 20;
 
 /// A gate that is ready: the probes can go in, and then the jumps. Dropping it takes its memory from the process again.
 pub(in super::super) struct Ready {
@@ -103,7 +103,7 @@ impl Gates {
         let (places, functions): (Vec<usize>, Vec<Function>) = planned.into_iter().unzip();
         let hook = |place: &usize| allocator.hooks.get(*place);
         let names = places.iter().filter_map(hook).map(|hook| hook.names.join(", ")).collect();
-        let expected = (rss_bytes / self.wish.interval_bytes.max(1)).saturating_add(BLOCKS_TO_COME);
+        let expected = rss_bytes.saturating_add(BYTES_TO_COME) / self.wish.interval_bytes.max(1);
         let plan = Plan {
             module: whole(space, allocator.module),
             functions,

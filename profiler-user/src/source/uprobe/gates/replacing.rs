@@ -11,15 +11,12 @@ use crate::{
     target::{allocator::Findings, process::ProcessError},
 };
 
-/// So many blocks without room make a table crowded: each has a bucket of which all frees are let through.
-const CROWDED: u64 = 64;
-
 impl Gates {
     /// The places of those that are in, among all, for which there should be more room.
     pub(in super::super) fn crowded(&self) -> Vec<usize> {
         let is_crowded = |entry: &Entry| {
             let has_more = entry.gate.layout().larger().is_some();
-            !entry.is_gone && !entry.is_stuck() && has_more && entry.counts().overflows >= CROWDED
+            !entry.is_gone && !entry.is_stuck() && has_more && entry.gate.is_crowded()
         };
         let places = self.gates.iter().enumerate().filter(|(_, entry)| is_crowded(entry));
         places.map(|(place, _)| place).collect()
