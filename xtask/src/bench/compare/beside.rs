@@ -89,10 +89,11 @@ struct Cost {
 impl Beside<'_> {
     fn row(&self, workload: &Workload) -> Result<String> {
         let start = || Target::start(&workload.program, &Launcher::default());
-        let mut targets = on(self.cpus.0, || Ok([start()?, start()?]))?;
         let (mut cpu, mut p99) = (Vec::new(), Vec::new());
         for round in 1..=self.args.rounds {
             eprint!("\r\x1b[K{}, round {round} of {} ", workload.name, self.args.rounds);
+            // What a gate costs depends on where things lie, too, which a program has by chance for all its life.
+            let mut targets = on(self.cpus.0, || Ok([start()?, start()?]))?;
             let costs = [self.costs(&mut targets, 0)?, self.costs(&mut targets, 1)?];
             cpu.extend(more_percent(costs, |cost| Some(cost.cpu_ns)));
             p99.extend(more_percent(costs, |cost| cost.p99_ms));
