@@ -303,6 +303,8 @@ pub(crate) fn proc_error(pid: u32, what: &'static str, error: procfs::ProcError)
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, Write};
+
     use super::*;
 
     #[test]
@@ -310,6 +312,28 @@ mod tests {
         assert!(matches!(Process::open(std::process::id()), Err(ProcessError::Ourselves { .. })));
         assert!(matches!(Process::open(0), Err(ProcessError::NotFound { pid: 0 })));
         assert!(matches!(Process::open(u32::MAX), Err(ProcessError::NotFound { .. })));
+    }
+
+    #[test]
+    fn what_a_program_is_made_for_is_told_by_its_header() {
+        let told = |header: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(header).unwrap();
+            file.rewind().unwrap();
+            machine(&file)
+        };
+        let header = |class: u8, number: u16| {
+            let mut header = [0; 64];
+            header[..5].copy_from_slice(&[0x7f, b'E', b'L', b'F', class]);
+            header[18..20].copy_from_slice(&number.to_le_bytes());
+            told(&header).unwrap()
+        };
+        assert_eq!(header(2, 62), X86_64);
+        // EM_386, EM_ARM and EM_AARCH64.
+        assert_eq!([header(1, 62), header(1, 3)], ["x32 (32-bit pointers)", "32-bit x86"]);
+        assert_eq!([header(1, 40), header(2, 183), header(0, 62)], ["32-bit", "foreign", "foreign"]);
+        assert_eq!(told(b"#!/usr/bin/python3\n\n").unwrap(), "no ELF");
+        assert_eq!(told(b"\x7fELF").unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
