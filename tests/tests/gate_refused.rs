@@ -93,11 +93,11 @@ fn a_gate_whose_jump_somebody_has_changed_keeps_its_place() {
     let mut guest = Guest::start("live");
     let pid = guest.pid();
     let (address, _) = covered(pid, "reallocarray");
-    let mut serving = Serving::start_with(pid, &["--gate=require", "--sample", "64"]);
+    let mut serving = Serving::start_with(pid, &["--gate=require", "--sample", "8KiB"]);
     let mut jump = [0];
     memory(pid).read_exact_at(&mut jump, address).expect("it can be read");
     memory(pid).write_all_at(&[0xcc], address).expect("it can be written");
-    guest.command("run");
+    guest.command("keep 100000 1000 1000");
     let said = serving.stderr_line("heaptap: the gate's table stays too small");
     assert!(said.contains("another tool has changed it"), "{said}");
     memory(pid).write_all_at(&jump, address).expect("it can be written");
