@@ -15,8 +15,10 @@ use profiler_user::target::stopped::StopError;
 const JEMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2";
 const TCMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4";
 
-/// How long one test goes in and out: with glibc for as long as it takes to do so as often as it may, on a machine that has not much else to do.
+/// How long one test goes in and out.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// The same with glibc: as long as it takes to do so as often as it may, where the machine has not much else to do.
 const LIMIT_OF_GLIBC: Duration = Duration::from_secs(120);
 
 /// How often it does at most.

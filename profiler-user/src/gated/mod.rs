@@ -160,7 +160,7 @@ impl Gate {
     /// Whether frees often look for blocks that are not in its table, which has too few buckets for those that are.
     pub fn is_crowded(&self) -> bool {
         let layout = self.layout();
-        let mut filter = vec![0; (layout.table() - layout.filter()) as usize];
+        let mut filter = vec![0; layout.buckets() as usize];
         let read = self.words.read(self.description.data.start + layout.filter(), &mut filter);
         read.is_some() && layout.is_crowded(&filter)
     }
