@@ -26,7 +26,7 @@ mod model;
 mod tests;
 
 use iced_x86::{
-    BlockEncoderOptions, Code, IcedError, Instruction,
+    BlockEncoderOptions, Code, FlowControl, IcedError, Instruction,
     code_asm::{
         AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, qword_ptr, r8, r9, rcx, rdi, rdx, rsi,
         rsp,
@@ -53,10 +53,8 @@ pub enum CodeError {
         #[source]
         source: IcedError,
     },
-    /// A function may throw, and none was named that does the same and does not, or it jumps to another.
-    #[error(
-        "the function at {address:#x} may throw, and has no counterpart that does not, or jumps to another"
-    )]
+    /// A function may throw, and none was named that does the same and does not.
+    #[error("the function at {address:#x} may throw, and has no counterpart that does not")]
     Throws {
         /// Where it is.
         address: u64,
@@ -92,7 +90,7 @@ pub enum Throws {
     Unless {
         /// The place of the other one.
         counterpart: usize,
-        /// The number of arguments before the one more: 1, or 2 with an alignment.
+        /// The number of arguments before the one more: 1 to 3.
         arguments: u8,
     },
 }
@@ -196,13 +194,14 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
         function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
     let Some(convention) = convention else { return Err(CodeError::Shape { shape: function.shape }) };
     let Throws::Unless { counterpart, arguments } = function.throws else { return Ok(()) };
-    if function.jumps {
-        return Err(CodeError::Throws { address: function.address });
-    }
-    let is_there = functions.get(counterpart).is_some_and(|other| {
-        other.throws == Throws::Never && other.shape == function.shape && convention.old_argument() == 0
-    });
-    if is_there && (1..=2).contains(&arguments) {
+    let is_there = functions
+        .get(counterpart)
+        .is_some_and(|other| other.throws == Throws::Never && other.shape == function.shape);
+    // Of what is resized, null has to say that it has failed and left the block as it was, and the fourth argument is not kept.
+    let (size, count) = (convention.size_argument(), convention.count_argument());
+    let is_told = convention.old_argument() == 0
+        || (convention.outcome() == Outcome::Returned as u64 && size.max(count) < 4);
+    if is_there && is_told && (1..=3).contains(&arguments) {
         return Ok(());
     }
     Err(CodeError::Throws { address: function.address })
@@ -218,6 +217,8 @@ struct Writer<'setting> {
     sites: Vec<(usize, Stop, CodeLabel)>,
     frames: Vec<(CodeLabel, i32, bool)>,
     copies: Vec<(u64, CodeLabel)>,
+    /// Words that the code reads, which lie behind it.
+    words: Vec<(CodeLabel, u64)>,
 }
 
 impl<'setting> Writer<'setting> {
@@ -225,7 +226,8 @@ impl<'setting> Writer<'setting> {
         let mut asm = CodeAssembler::new(64)?;
         let entries = (0..functions).map(|_| asm.create_label()).collect();
         let moved = (0..functions).map(|_| asm.create_label()).collect();
-        Ok(Self { asm, setting, entries, moved, sites: Vec::new(), frames: Vec::new(), copies: Vec::new() })
+        let (sites, frames, copies, words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { asm, setting, entries, moved, sites, frames, copies, words })
     }
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
@@ -267,7 +269,11 @@ impl<'setting> Writer<'setting> {
                 here(&mut self.asm, &mut label)?;
                 self.copies.push((instruction.ip(), label));
             }
-            self.asm.add_instruction(instruction)?;
+            if instruction.flow_control() == FlowControl::Call {
+                self.called(&instruction)?;
+            } else {
+                self.asm.add_instruction(instruction)?;
+            }
         }
         self.asm.jmp(function.address + function.cover.bytes.len() as u64)?;
         if is_undone_late(function) {
@@ -276,6 +282,15 @@ impl<'setting> Writer<'setting> {
             self.asm.jmp(on)?;
         }
         Ok(())
+    }
+
+    /// A call that was moved: it returns to where it would have, so that nobody finds the gate on the stack, and the processor is left to
+    /// guess where.
+    fn called(&mut self, instruction: &Instruction) -> Result<(), IcedError> {
+        let word = self.asm.create_label();
+        self.words.push((word, instruction.next_ip()));
+        self.asm.push(qword_ptr(word))?;
+        self.asm.jmp(instruction.near_branch64())
     }
 
     /// What the function does before the jump, where it was undone late.
@@ -322,6 +337,10 @@ impl<'setting> Writer<'setting> {
     }
 
     fn finish(mut self) -> Result<Gates, IcedError> {
+        for (mut label, word) in std::mem::take(&mut self.words) {
+            self.asm.set_label(&mut label)?;
+            self.asm.dq(&[word])?;
+        }
         let address = self.setting.code_address;
         let made = self.asm.assemble_options(address, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         let at = |label: &CodeLabel| made.label_ip(label);

@@ -34,11 +34,6 @@ pub enum Obstacle {
         /// Its names.
         names: String,
     },
-    /// One may throw, and jumps to another, before which something of the gate would have to be on the stack.
-    ThrowsBeyond {
-        /// Its names.
-        names: String,
-    },
     /// One cannot even be probed.
     Unprobed {
         /// Its name.
@@ -55,9 +50,6 @@ impl fmt::Display for Obstacle {
             Self::NotMapped { names } => write!(out, "{names} is not mapped where its file has it"),
             Self::Throws { names } => {
                 write!(out, "{names} may throw, and no function does the same and does not")
-            }
-            Self::ThrowsBeyond { names } => {
-                write!(out, "{names} may throw, and jumps to another function of the allocator")
             }
             Self::Unprobed { name, reason } => write!(out, "{name} {reason}"),
         }
@@ -108,9 +100,6 @@ fn function(
     let range = range.ok_or_else(|| Obstacle::NotMapped { names: names() })?;
     let address = range.start + (cover.offset - range.offset);
     let throws = throws(hook, gated).ok_or_else(|| Obstacle::Throws { names: names() })?;
-    if throws != Throws::Never && hook.jumps {
-        return Err(Obstacle::ThrowsBeyond { names: names() });
-    }
     Ok(Function { shape: hook.shape, address, cover, jumps: hook.jumps, throws })
 }
 
@@ -128,7 +117,7 @@ fn throws(hook: &Hook, gated: &[(usize, &Hook)]) -> Option<Throws> {
 }
 
 /// The name of the function that does the same and gives null instead of throwing, and the number of its arguments before the one
-/// that says so (Itanium C++ ABI, 5.1.5; gperftools' src/gperftools/tcmalloc.h.in).
+/// that says so (Itanium C++ ABI, 5.1.5; gperftools' src/gperftools/tcmalloc.h.in; mimalloc 2.0's include/mimalloc.h).
 fn counterpart(name: &str) -> Option<(String, u8)> {
     const NOTHROW: &str = "RKSt9nothrow_t";
     match name {
@@ -139,6 +128,11 @@ fn counterpart(name: &str) -> Option<(String, u8)> {
         // Without the one more argument, which is not looked at then.
         "mi_new" => Some((format!("{name}_nothrow"), 1)),
         "mi_new_aligned" => Some((format!("{name}_nothrow"), 2)),
+        "mi_new_n" => Some(("mi_mallocn".to_owned(), 2)),
+        "mi_new_realloc" => Some(("mi_realloc".to_owned(), 2)),
+        "mi_new_reallocn" => Some(("mi_reallocn".to_owned(), 3)),
+        "mi_heap_alloc_new" => Some(("mi_heap_malloc".to_owned(), 2)),
+        "mi_heap_alloc_new_n" => Some(("mi_heap_mallocn".to_owned(), 3)),
         _ => None,
     }
 }
@@ -157,7 +151,27 @@ mod tests {
             );
         }
         assert_eq!(counterpart("_Znwm12__hot_cold_t"), None);
-        assert_eq!(counterpart("mi_new_n"), None);
+        assert_eq!(counterpart("mi_new_of_the_future"), None);
+    }
+
+    #[test]
+    fn all_of_mimalloc_that_throws_has_a_counterpart_of_the_same_shape() {
+        let shapes: Vec<(String, Shape)> = family::FAMILIES
+            .iter()
+            .filter(|known| known.name == "mimalloc")
+            .flat_map(|known| known.functions())
+            .collect();
+        let shape = |name: &str| shapes.iter().find(|(known, _)| known == name).map(|(_, shape)| *shape);
+        let mut throwing = shapes.iter().filter(|(name, shape)| {
+            family::may_throw(name) && !name.contains("nothrow") && takes_part(*shape)
+        });
+        assert!(throwing.clone().count() > 10);
+        assert!(throwing.all(|(name, of)| {
+            let (other, arguments) = counterpart(name).unwrap();
+            let expected = of.convention().unwrap();
+            let most = [expected.size_argument(), expected.count_argument()].into_iter().max().unwrap();
+            shape(&other) == Some(*of) && u64::from(arguments) >= most
+        }));
     }
 
     #[test]

@@ -71,6 +71,17 @@ pub enum GateError {
         /// What is there.
         is: Vec<u8>,
     },
+    /// A call that a jump covers would return where the processor does not expect it.
+    #[error(
+        "process {pid} has a shadow stack, which holds no return addresses but those of calls, and {function} begins with a call that \
+         would be made otherwise"
+    )]
+    ShadowStack {
+        /// The process.
+        pid: u32,
+        /// The function.
+        function: String,
+    },
     /// Code that a jump is to cover is always being returned to.
     #[error(
         "process {pid} would return into the place of a jump, each of {tries} times that this was looked at, over {waited:?}"

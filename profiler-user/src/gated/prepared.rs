@@ -17,6 +17,7 @@ use crate::{
     target::{
         cover::{Cover, JUMP_BYTES},
         mapping,
+        process::has_shadow_stack,
         words::Words,
     },
 };
@@ -76,6 +77,7 @@ impl Prepared {
     ///
     /// The process is then as it was.
     pub fn make(pid: u32, plan: &Plan) -> Result<Self, GateError> {
+        check_calls(pid, plan)?;
         let layout = Layout::for_blocks(plan.blocks);
         let described = Description::bytes_for(plan.functions.len());
         let room = described + code_bytes(plan, layout)?;
@@ -145,6 +147,16 @@ impl Prepared {
         let Description { code, data, .. } = self.description;
         memory::take_back(self.pid, &self.file, &[code, data])
     }
+}
+
+/// A call that is moved returns past the gate, which a shadow stack does not allow.
+fn check_calls(pid: u32, plan: &Plan) -> Result<(), GateError> {
+    let mut functions = plan.names.iter().zip(&plan.functions);
+    let Some((name, _)) = functions.find(|(_, function)| function.cover.has_call()) else { return Ok(()) };
+    if has_shadow_stack(pid).map_err(GateError::file(pid, "asked for shadow stacks"))? {
+        return Err(GateError::ShadowStack { pid, function: name.clone() });
+    }
+    Ok(())
 }
 
 /// What the code takes at most: by thread it is longest, and by how far a jump goes it gets longer by no more than this.

@@ -7,7 +7,9 @@
 
 use std::{fmt, ops::Range};
 
-use iced_x86::{Code as Opcode, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{
+    Code as Opcode, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind,
+};
 use profiler_common::call::Shape;
 
 use super::{
@@ -34,6 +36,8 @@ pub struct Cover {
     pub offset: u64,
     /// The instructions that it covers, whole.
     pub bytes: Vec<u8>,
+    /// How many of the bytes, at their end, lie behind the function's last instruction, in what fills the space to the next one.
+    pub padding_bytes: usize,
     /// The instruction before it, which stays: none behind an `endbr64`, which a function has that may be called through a pointer,
     /// and none where the first one is such a jump itself.
     pub kept: Vec<u8>,
@@ -55,7 +59,15 @@ impl Cover {
 
     /// The instructions, decoded as those at `address`.
     pub fn instructions_at(&self, address: u64) -> Vec<Instruction> {
-        Decoder::with_ip(64, &self.bytes, address, DecoderOptions::NONE).into_iter().collect()
+        let bytes = self.bytes.len().saturating_sub(self.padding_bytes);
+        let bytes = self.bytes.get(..bytes).unwrap_or_default();
+        Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).into_iter().collect()
+    }
+
+    /// Whether the last of the instructions is a call, so that the gate has to put its return address on the stack.
+    pub fn has_call(&self) -> bool {
+        let last = self.instructions_at(self.offset).pop();
+        last.is_some_and(|instruction| instruction.flow_control() == FlowControl::Call)
     }
 
     /// The instruction that stays, decoded as the one before `address`.
@@ -128,15 +140,23 @@ pub fn find(
     let rest = body.get(skipped..).ok_or(Refusal::TooShort)?;
     let first = rest.get(..LONGEST_COVER_BYTES.min(rest.len())).ok_or(Refusal::NoCode)?;
     let mut decoder = Decoder::with_ip(64, first, start, DecoderOptions::NONE);
-    let mut covered = 0;
+    let (mut covered, mut padding_bytes) = (0, 0);
     while covered < JUMP_BYTES {
         if !decoder.can_decode() {
             return Err(Refusal::TooShort);
         }
         let instruction = decode(&mut decoder, first.len())?;
         covered += instruction.len();
-        if !can_be_moved(&instruction, covered >= JUMP_BYTES) {
+        let ends = function.end == start + covered as u64 && leaves(&instruction);
+        if !can_be_moved(&instruction, ends || covered >= JUMP_BYTES) {
             return Err(Refusal::Fixed(text(&instruction)));
+        }
+        if ends && covered < JUMP_BYTES {
+            padding_bytes = JUMP_BYTES - covered;
+            covered = JUMP_BYTES;
+            if !is_padding(code, function.end, padding_bytes as u64) {
+                return Err(Refusal::TooShort);
+            }
         }
     }
     if start % PAGE_BYTES > PAGE_BYTES - JUMP_BYTES as u64 {
@@ -150,8 +170,29 @@ pub fn find(
     if loops(body, offset, start) {
         return Err(Refusal::Loops);
     }
-    let bytes = first.get(..covered).ok_or(Refusal::TooShort)?.to_vec();
-    Ok(Cover { offset: start, bytes, kept, undo })
+    let bytes = bytes_of(code, start..start + covered as u64).ok_or(Refusal::TooShort)?.to_vec();
+    if bytes.len() < covered {
+        return Err(Refusal::TooShort);
+    }
+    Ok(Cover { offset: start, bytes, padding_bytes, kept, undo })
+}
+
+/// Whether what lies at an offset, for so many bytes, is of the instructions that nobody carries out and that compilers and linkers fill
+/// the space between functions with.
+fn is_padding(code: &Code, offset: u64, bytes: u64) -> bool {
+    let Some(filled) = bytes_of(code, offset..offset + LONGEST_BYTES as u64) else { return false };
+    let mut decoder = Decoder::with_ip(64, filled, offset, DecoderOptions::NONE);
+    while decoder.ip() < offset + bytes {
+        if !decoder.can_decode() || !matches!(decoder.decode().mnemonic(), Mnemonic::Nop | Mnemonic::Int3) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether what is behind an instruction is not carried out next.
+fn leaves(instruction: &Instruction) -> bool {
+    instruction.flow_control() == FlowControl::UnconditionalBranch
 }
 
 /// What stays of a function that begins so, and what undoes it.
@@ -208,6 +249,7 @@ fn bytes_of(code: &Code, range: Range<u64>) -> Option<&[u8]> {
 }
 
 /// Whether an instruction does the same at another place, which is followed by a jump back unless it is the last and does not go on.
+/// Of a call, that the gate gives it the return address that it has here.
 fn can_be_moved(instruction: &Instruction, is_last: bool) -> bool {
     // What another debugger or patcher has put there.
     if matches!(instruction.code(), Opcode::Int3 | Opcode::INVALID) {
@@ -218,6 +260,8 @@ fn can_be_moved(instruction: &Instruction, is_last: bool) -> bool {
         // `jrcxz` and its like reach 127 bytes only, and have no longer form.
         FlowControl::ConditionalBranch => instruction.is_jcc_short_or_near(),
         FlowControl::UnconditionalBranch => is_last && matches!(instruction.op0_kind(), OpKind::NearBranch64),
+        // It returns to what is behind it, which stays where it is.
+        FlowControl::Call => is_last && instruction.code() == Opcode::Call_rel32_64,
         _ => false,
     }
 }
@@ -305,6 +349,7 @@ mod tests {
     fn what_cannot_be_done_elsewhere_is_refused() {
         for (bytes, what) in [
             (&[0xe8, 0, 0, 0, 0, 0xc3][..], "call"),
+            (&[0x53, 0x90, 0xff, 0xd0, 0x90, 0x90, 0xc3], "call"),
             (&[0x53, 0xc3, 0x90, 0x90, 0x90, 0x90], "ret"),
             (&[0x53, 0x90, 0xff, 0xe0, 0x90, 0x90], "jmp"),
             (&[0xcc, 0x90, 0x90, 0x90, 0x90, 0xc3], "int3"),
@@ -330,6 +375,41 @@ mod tests {
         // A function that says it is longer than its section.
         assert!(find(&code, AT, Shape::Size, Some(AT..u64::MAX), &targets).is_ok());
         assert_eq!(find(&code, AT + 20, Shape::Size, Some(AT..u64::MAX), &targets), Err(Refusal::NoCode));
+    }
+
+    #[test]
+    fn the_last_covered_instruction_may_be_a_call() {
+        // push rbx; call +0x100; ret
+        let cover = found(&[0x53, 0xe8, 0, 1, 0, 0, 0xc3]).unwrap();
+        assert_eq!((cover.kept.len(), cover.bytes.len(), cover.end()), (1, 5, AT + 6));
+        assert!(cover.has_call());
+        // push rbx; nop; call +0x100; ret
+        assert!(found(&[0x53, 0x90, 0xe8, 0, 1, 0, 0, 0xc3]).unwrap().has_call());
+        assert!(!found(&[0x53, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3]).unwrap().has_call());
+    }
+
+    #[test]
+    fn behind_a_short_function_its_padding_is_covered() {
+        let found = |behind: &[u8]| {
+            // xor r8d, r8d; jmp to the function before
+            let function = [0x45, 0x31, 0xc0, 0xeb, 0x8b];
+            let code = Code { offset: AT, bytes: [&function, behind].concat() };
+            find(&code, AT, Shape::Size, Some(AT..AT + function.len() as u64), &Targets::of(&code))
+        };
+        // data16 cs nop word [rax+rax]
+        let nops = [0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
+        for behind in [&nops[..], &[0xcc, 0xcc, 0xcc], &[0x90, 0x66, 0x90, 0x55]] {
+            let cover = found(behind).unwrap();
+            assert_eq!((cover.offset, cover.bytes.len(), cover.padding_bytes), (AT + 3, 5, 3));
+            assert_eq!(cover.bytes[2..], behind[..3]);
+            assert_eq!(cover.instructions_at(AT).len(), 1);
+        }
+        // Too little of it, none, what a function may begin with, and the end of a nop that is not one.
+        for behind in [&[0x90, 0x90][..], &[], &[0x90, 0x90, 0x55], &[0x66, 0x66, 0x2e]] {
+            assert_eq!(found(behind), Err(Refusal::TooShort), "{behind:x?}");
+        }
+        // Who jumps there is in the way: jmp back to the first nop.
+        assert_eq!(found(&[0x90, 0x90, 0x90, 0xeb, 0xfb]), Err(Refusal::JumpedInto));
     }
 
     #[test]

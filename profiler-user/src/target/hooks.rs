@@ -191,7 +191,11 @@ fn cover(
     let address = functions.address_at(offset).ok_or(Refusal::NoCode)?;
     let bytes = cover.end() - offset;
     let part = text.described(address);
-    let is_other = |address| text.described(address) != part;
+    let padding = address.saturating_add(bytes.saturating_sub(cover.padding_bytes as u64));
+    let is_other = |at: u64| {
+        let described = text.described(at);
+        described != part && (at < padding || described.is_some())
+    };
     if functions.has_symbol_within(address, bytes) || (address..address.saturating_add(bytes)).any(is_other) {
         return Err(Refusal::EnteredInside);
     }

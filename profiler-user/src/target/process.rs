@@ -275,6 +275,19 @@ pub(crate) fn status(number: i32) -> ProcResult<Status> {
     Status::from_buf_read(String::from_utf8_lossy(&text).as_bytes())
 }
 
+/// Whether a process has the processor keep a second stack, of return addresses alone, that returns are held against.
+pub(crate) fn has_shadow_stack(pid: u32) -> io::Result<bool> {
+    std::fs::read(format!("/proc/{pid}/status")).map(|status| names_shadow_stack(&status))
+}
+
+/// The same of its status (Documentation/arch/x86/shstk.rst, since kernel 6.6).
+fn names_shadow_stack(status: &[u8]) -> bool {
+    let features =
+        status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"x86_Thread_features:"));
+    features
+        .is_some_and(|features| features.split(u8::is_ascii_whitespace).any(|feature| feature == b"shstk"))
+}
+
 fn thread_or(tid: u32, number: i32, source: io::Error) -> ProcessError {
     let unreadable = ProcessError::Unreadable { pid: tid, what: "the pidfd", source };
     match status(number) {
@@ -334,6 +347,22 @@ mod tests {
         assert_eq!([header(1, 40), header(2, 183), header(0, 62)], ["32-bit", "foreign", "foreign"]);
         assert_eq!(told(b"#!/usr/bin/python3\n\n").unwrap(), "no ELF");
         assert_eq!(told(b"\x7fELF").unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn who_has_a_shadow_stack_says_so() {
+        let of = |features: &str| {
+            let status = format!(
+                "Name:\tshstk\nx86_Thread_features:\t{features}\nx86_Thread_features_locked:\tshstk wrss \n"
+            );
+            names_shadow_stack(status.as_bytes())
+        };
+        assert!(of("shstk ") && of("wrss shstk"));
+        assert!(!of("") && !of("wrss ") && !names_shadow_stack(b"Name:\tx86_Thread_features:\tshstk"));
+        assert!(
+            !has_shadow_stack(std::process::id()).unwrap(),
+            "a Rust program of this toolchain asks for none"
+        );
     }
 
     #[test]

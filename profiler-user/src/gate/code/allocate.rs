@@ -2,11 +2,11 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
+    code_asm::{AsmRegister64, CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
 };
 use profiler_common::call::{Convention, Outcome};
 
-use super::{Arguments, Function, Stop, Throws, Writer, here};
+use super::{Arguments, Function, Stop, Throws, Writer, argument, here};
 
 const RETURNED: u64 = Outcome::Returned as u64;
 const STORED: u64 = Outcome::Stored as u64;
@@ -15,6 +15,10 @@ const RETURNED_OR_FREED: u64 = Outcome::ReturnedOrFreed as u64;
 
 /// Beside a return address, the bytes that leave the stack as a call wants it: at a multiple of 16.
 const PADDING: i32 = 8;
+
+/// The arguments that are kept over the call of a counterpart, and what that takes.
+const SAVED: [AsmRegister64; 4] = [rdi, rsi, rdx, rcx];
+const SAVED_BYTES: i32 = 4 * 8;
 
 impl Writer<'_> {
     /// Most calls are in no sample, and go straight through.
@@ -39,9 +43,10 @@ impl Writer<'_> {
             here(&mut self.asm, &mut on)?;
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
-            self.asm.sub(rsp, PADDING)?;
-            self.call(place, PADDING, true)?;
-            self.asm.add(rsp, PADDING)?;
+            self.call_by(place, function.throws)?;
+            if let Throws::Unless { .. } = function.throws {
+                self.unless_given(place, &arguments)?;
+            }
             self.count_inside(false)?;
             self.asm.ret()?;
         }
@@ -63,13 +68,60 @@ impl Writer<'_> {
                 self.undo_late(function)?;
                 self.resized(&arguments, absent, call)?;
                 here(&mut self.asm, &mut call)?;
-                self.resize(place, &arguments, convention)
+                self.resize(place, &arguments, convention, function.throws)
             }
             (None, Throws::Never) => self.give(place, &arguments),
-            (None, Throws::Unless { counterpart, arguments }) => {
-                self.give_or_throw(place, counterpart, arguments)
+            (None, throws @ Throws::Unless { .. }) => self.give_or_throw(place, &arguments, throws),
+        }
+    }
+
+    /// Calls what was moved out of a function, or, where that may throw, its counterpart, behind which all arguments are as they were.
+    fn call_by(&mut self, place: usize, throws: Throws) -> Result<(), IcedError> {
+        let Throws::Unless { counterpart, arguments } = throws else {
+            self.asm.sub(rsp, PADDING)?;
+            self.call(place, PADDING, true)?;
+            return self.asm.add(rsp, PADDING);
+        };
+        self.save()?;
+        self.asm.sub(rsp, PADDING)?;
+        self.one_more(arguments)?;
+        self.call(counterpart, SAVED_BYTES + PADDING, true)?;
+        self.asm.add(rsp, PADDING)?;
+        self.restore()
+    }
+
+    /// Keeps the arguments over a call.
+    fn save(&mut self) -> Result<(), IcedError> {
+        SAVED.into_iter().try_for_each(|register| self.asm.push(register))
+    }
+
+    fn restore(&mut self) -> Result<(), IcedError> {
+        SAVED.into_iter().rev().try_for_each(|register| self.asm.pop(register))
+    }
+
+    /// Gives a counterpart the argument that says it is not to throw: any address will do, for what is there has no content
+    /// (`std::nothrow_t`).
+    fn one_more(&mut self, before: u8) -> Result<(), IcedError> {
+        let nothrow = argument(u64::from(before) + 1);
+        self.asm.mov(nothrow, self.setting.data_address)
+    }
+
+    /// Goes on with the function itself, as if nothing had been, where its counterpart has given null for want of memory.
+    fn unless_given(&mut self, place: usize, arguments: &Arguments) -> Result<(), IcedError> {
+        let mut given = self.asm.create_label();
+        self.asm.test(rax, rax)?;
+        self.asm.jne(given)?;
+        if arguments.old.is_some() {
+            // To no size it is freed, and null.
+            for number in [Some(arguments.size), arguments.count].into_iter().flatten() {
+                self.asm.test(number, number)?;
+                self.asm.je(given)?;
             }
         }
+        self.count_inside(false)?;
+        let moved = self.moved_of(place);
+        self.asm.jmp(moved)?;
+        here(&mut self.asm, &mut given)
     }
 
     /// Counts a thread that goes into a call, or comes out of it.
@@ -113,34 +165,21 @@ impl Writer<'_> {
     /// A call in the sample of a function that throws where there is no memory. While it does, nothing of the gate may be on the stack, for
     /// which nobody knows how to unwind it: one that does not throw is asked, and where that has none, the function itself is gone on with as
     /// if nothing had been.
-    fn give_or_throw(&mut self, place: usize, counterpart: usize, before: u8) -> Result<(), IcedError> {
-        let mut throw = self.asm.create_label();
-        let saved = [rdi, rsi, rdx, rcx];
+    fn give_or_throw(
+        &mut self,
+        place: usize,
+        arguments: &Arguments,
+        throws: Throws,
+    ) -> Result<(), IcedError> {
         self.count_inside(true)?;
         self.stop(place, Stop::Call)?;
-        for register in saved {
-            self.asm.push(register)?;
-        }
-        self.asm.sub(rsp, PADDING)?;
-        // Any address will do: what is there has no content (std::nothrow_t).
-        let nothrow = if before == 1 { rsi } else { rdx };
-        self.asm.mov(nothrow, self.setting.data_address)?;
-        self.call(counterpart, 4 * 8 + PADDING, true)?;
-        self.asm.add(rsp, PADDING)?;
-        for register in saved.into_iter().rev() {
-            self.asm.pop(register)?;
-        }
-        self.asm.test(rax, rax)?;
-        self.asm.je(throw)?;
+        self.call_by(place, throws)?;
+        self.unless_given(place, arguments)?;
         self.stop(place, Stop::Return)?;
         self.asm.mov(r8, rax)?;
         self.insert()?;
         self.count_inside(false)?;
-        self.asm.ret()?;
-        here(&mut self.asm, &mut throw)?;
-        self.count_inside(false)?;
-        let moved = self.moved_of(place);
-        self.asm.jmp(moved)
+        self.asm.ret()
     }
 
     /// The old block may be in the sample, and its bucket is in r10: takes it out of the table, and goes to `call` with 1 in r10 if it was in
@@ -181,6 +220,7 @@ impl Writer<'_> {
         place: usize,
         arguments: &Arguments,
         convention: Convention,
+        throws: Throws,
     ) -> Result<(), IcedError> {
         /// What is kept over the call, with the padding.
         const KEPT: i32 = 4 * 8 + PADDING;
@@ -197,17 +237,32 @@ impl Writer<'_> {
             self.asm.mov(rax, -1_i64)?;
             here(&mut self.asm, &mut fits)?;
         }
+        let (mut called, mut kept_bytes) = (place, KEPT);
+        if let Throws::Unless { counterpart, .. } = throws {
+            (called, kept_bytes) = (counterpart, KEPT + SAVED_BYTES);
+            self.save()?;
+        }
         for register in [rax, old, r10, r11] {
             self.asm.push(register)?;
         }
         self.asm.sub(rsp, PADDING)?;
-        self.call(place, KEPT, true)?;
+        if let Throws::Unless { arguments, .. } = throws {
+            self.one_more(arguments)?;
+        }
+        self.call(called, kept_bytes, true)?;
         self.asm.add(rsp, PADDING)?;
-        for register in [r11, r10, rcx, r9] {
+        for register in [r11, r10, r8, r9] {
             self.asm.pop(register)?;
         }
+        if throws != Throws::Never {
+            self.restore()?;
+        }
+        self.asm.mov(rcx, r8)?;
         self.stop(place, Stop::Return)?;
         self.settle(convention)?;
+        if throws != Throws::Never {
+            self.unless_given(place, arguments)?;
+        }
         self.count_inside(false)?;
         self.asm.ret()
     }

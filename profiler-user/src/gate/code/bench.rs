@@ -40,9 +40,9 @@ impl Bench {
             .map(|(place, shape): (u64, _)| {
                 let address = code.address() + place * FUNCTION_BYTES;
                 let prologue = usize::try_from(numbers.below(scratch::PROLOGUES as u64)).unwrap();
-                let bytes = scratch::function(address, prologue);
+                let (bytes, own_bytes) = scratch::function(address, prologue);
                 code.write(place * FUNCTION_BYTES, &bytes);
-                let end = address + bytes.len() as u64;
+                let end = address + own_bytes;
                 let section = Code { offset: address, bytes };
                 let cover =
                     cover::find(&section, address, *shape, Some(address..end), &Targets::of(&section))

@@ -79,7 +79,7 @@ pub(super) struct Answered {
     /// The stack pointer at its entry.
     pub(super) rsp: u64,
     /// What was on the stack from there on.
-    pub(super) words: [u64; 8],
+    pub(super) words: [u64; 12],
 }
 
 thread_local! {
@@ -107,7 +107,7 @@ pub(super) fn seen() -> Vec<Seen> {
 extern "C" fn answer(first: u64, second: u64, third: u64, fourth: u64, rsp: u64) -> u64 {
     let arguments = [first, second, third, fourth];
     // SAFETY: the callers of the function have more than this on their stacks, which are this thread's.
-    let words = unsafe { (rsp as *const [u64; 8]).read() };
+    let words = unsafe { (rsp as *const [u64; 12]).read() };
     ANSWERED.with_borrow_mut(|answered| answered.push(Answered { arguments, rsp, words }));
     ANSWERS.with_borrow_mut(|answers| answers.pop().unwrap_or_default())
 }
@@ -207,12 +207,15 @@ unsafe extern "C" fn call_raw(function: u64, arguments: *const u64, back: *mut B
 }
 
 /// The beginnings that functions have, each of which is covered in its own way.
-pub(super) const PROLOGUES: usize = 7;
+pub(super) const PROLOGUES: usize = 9;
 
-/// A function at an address that asks [`answer`] for its result, and begins in one of several ways.
-pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
+/// A function at an address that asks [`answer`] for its result, and begins in one of several ways; and how many bytes it has by its
+/// symbol, behind which its code may go on under another one.
+pub(super) fn function(address: u64, prologue: usize) -> (Vec<u8>, u64) {
     let mut asm = CodeAssembler::new(64).unwrap();
     let mut body = asm.create_label();
+    let mut helper = asm.create_label();
+    let mut called = asm.create_label();
     let mut constant = asm.create_label();
     let mut pushed = 0;
     let endbr = prologue == 5;
@@ -253,6 +256,20 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
             asm.xor(eax, eax).unwrap();
             pushed = 3;
         }
+        // A call, which is to return to where it was made from.
+        7 => {
+            asm.push(rbx).unwrap();
+            asm.call(helper).unwrap();
+            asm.set_label(&mut called).unwrap();
+            asm.mov(rbx, rdi).unwrap();
+            pushed = 1;
+        }
+        // A jump that ends it too early, behind which there is space.
+        8 => {
+            asm.xor(eax, eax).unwrap();
+            asm.jmp(body).unwrap();
+            asm.nops_with_size(9).unwrap();
+        }
         // A jump that ends it.
         _ => {
             asm.push(rbx).unwrap();
@@ -280,17 +297,29 @@ pub(super) fn function(address: u64, prologue: usize) -> Vec<u8> {
         }
         6 => asm.add(asm_of::rsp, 24).unwrap(),
         2 => asm.pop(rbp).unwrap(),
-        4 => asm.pop(rbx).unwrap(),
+        4 | 7 => asm.pop(rbx).unwrap(),
         _ => {}
     }
     asm.ret().unwrap();
+    if prologue == 7 {
+        let mut right = asm.create_label();
+        asm.set_label(&mut helper).unwrap();
+        asm.lea(r10, qword_ptr(called)).unwrap();
+        asm.cmp(r10, qword_ptr(asm_of::rsp)).unwrap();
+        asm.je(right).unwrap();
+        asm.ud2().unwrap();
+        asm.set_label(&mut right).unwrap();
+        asm.ret().unwrap();
+    }
     // As the shortest functions have it.
     for _ in 0..8 {
         asm.int3().unwrap();
     }
     asm.set_label(&mut constant).unwrap();
     asm.dq(&[0x1234_5678_9abc_def0]).unwrap();
-    asm.assemble(address).unwrap()
+    let bytes = asm.assemble(address).unwrap();
+    let own_bytes = if prologue == 8 { 4 } else { bytes.len() as u64 };
+    (bytes, own_bytes)
 }
 
 /// Puts the jump to its gate over a function's beginning.

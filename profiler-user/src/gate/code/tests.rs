@@ -248,39 +248,110 @@ fn is_kept(bench: &Bench, seen: &Seen, charged: u64) -> bool {
     seen.address == bench.site(0, Stop::Call) && seen.r11 < charged
 }
 
-/// A function that throws where there is no memory is called by the gate only if it will not.
-#[test]
-fn nothing_of_the_gate_is_on_the_stack_of_a_function_that_throws() {
+/// The first of two functions of a shape may throw, and the other one is its counterpart.
+fn throwing(shape: Shape, jumps: bool, arguments: u8, interval_bytes: u64) -> Bench {
     let mut numbers = Numbers(3);
     let layout = Layout::for_blocks(0);
-    let mut bench = Bench::new(&[Shape::Size, Shape::Size], &mut numbers, Budget::OfThread, layout, 1);
-    bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments: 1 };
-    bench.functions[0].jumps = true;
-    assert!(matches!(assemble(&bench.functions, &bench.setting), Err(CodeError::Throws { .. })));
-    bench.functions[0].jumps = false;
+    let mut bench = Bench::new(&[shape, shape], &mut numbers, Budget::OfThread, layout, interval_bytes);
+    bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments };
+    bench.functions[0].jumps = jumps;
     bench.gates = assemble(&bench.functions, &bench.setting).unwrap();
     bench.code.write(GATES_AT, &bench.gates.bytes);
     bench.open();
-    // There is memory: the other one gives it, and its own gate sees nothing of that.
-    answer_with(0x1230);
-    let back = scratch::call(bench.entry(0), [64, 2, 3, 4]);
-    assert_eq!((back.rax, back.kept, back.rsp[0]), (0x1230, scratch::KEPT, back.rsp[1]));
-    let [answered] = *scratch::answered() else { panic!("it was called once") };
-    assert_eq!((answered.arguments[0], answered.arguments[1]), (64, bench.setting.data_address));
-    assert!(scratch::is_in(&bench.gates, bench.setting.code_address, answered.words[0]));
-    let stops: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
-    assert_eq!(stops, [bench.site(0, Stop::Call), bench.site(0, Stop::Return)]);
-    // There is none: the function itself is asked, with what its caller gave it, and returns to that.
+    bench
+}
+
+/// Has the first function of [`throwing`] called where its counterpart has no memory: it is asked itself, with what its caller gave it in
+/// the first three arguments, and returns to that.
+#[track_caller]
+fn assert_thrown(bench: &Bench, arguments: [u64; 4], stops: &[Stop]) {
     answer_with(0x4560);
     answer_with(0);
-    let back = scratch::call(bench.entry(0), [64, 2, 3, 4]);
+    let back = scratch::call(bench.entry(0), arguments);
     assert_eq!((back.rax, back.kept, back.rsp[0]), (0x4560, scratch::KEPT, back.rsp[1]));
     let [other, own] = *scratch::answered() else { panic!("both were called") };
     assert!(scratch::is_in(&bench.gates, bench.setting.code_address, other.words[0]));
-    assert_eq!((own.arguments, own.rsp), ([64, 2, 3, 4], back.rsp[0]));
-    let stops: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
-    assert_eq!(stops, [bench.site(0, Stop::Call)], "its return is not seen, as if it had thrown");
-    assert_eq!(bench.data.word(layout.inside()), 0);
+    assert_eq!((&own.arguments[..3], own.rsp), (&arguments[..3], back.rsp[0]));
+    let seen: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
+    let expected: Vec<u64> = stops.iter().map(|stop| bench.site(0, *stop)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(bench.data.word(bench.setting.layout.inside()), 0);
+}
+
+/// Has it called where there is memory: the other one gives it, and its own gate sees nothing of that.
+#[track_caller]
+fn assert_given(bench: &Bench, arguments: [u64; 4], one_more: usize, stops: &[Stop]) {
+    answer_with(0x1230);
+    let back = scratch::call(bench.entry(0), arguments);
+    assert_eq!((back.rax, back.kept, back.rsp[0]), (0x1230, scratch::KEPT, back.rsp[1]));
+    let [answered] = *scratch::answered() else { panic!("it was called once") };
+    let mut expected = arguments;
+    expected[one_more] = bench.setting.data_address;
+    assert_eq!(answered.arguments, expected);
+    let gate = bench.gates.frames.iter().find(|frame| frame.return_address == answered.words[0]).unwrap();
+    let caller = scratch::caller_of(gate, &answered);
+    assert!(!scratch::is_in(&bench.gates, bench.setting.code_address, caller));
+    let seen: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
+    let expected: Vec<u64> = stops.iter().map(|stop| bench.site(0, *stop)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(bench.data.word(bench.setting.layout.inside()), 0);
+}
+
+/// A function that throws where there is no memory is called by the gate only if it will not.
+#[test]
+fn nothing_of_the_gate_is_on_the_stack_of_a_function_that_throws() {
+    for jumps in [false, true] {
+        let bench = throwing(Shape::Size, jumps, 1, 1);
+        assert_given(&bench, [64, 2, 3, 4], 1, &[Stop::Call, Stop::Return]);
+        // Its return is not seen, as if it had thrown.
+        assert_thrown(&bench, [64, 2, 3, 4], &[Stop::Call]);
+    }
+    let bench = throwing(Shape::HeapCountSize, false, 3, 1);
+    assert_given(&bench, [1, 2, 32, 4], 3, &[Stop::Call, Stop::Return]);
+    assert_thrown(&bench, [1, 2, 32, 4], &[Stop::Call]);
+}
+
+/// Where it may jump to another function, that has to find the gate on the stack, also of a call in no sample.
+#[test]
+fn a_function_that_throws_and_jumps_is_not_called_by_the_gate_in_no_sample_either() {
+    let bench = throwing(Shape::Size, true, 1, 1 << 40);
+    let budgets = (0..BUDGETS).map(|budget| bench.setting.layout.budgets() + budget * BUDGET_BYTES);
+    for budget in budgets {
+        bench.data.write(budget, &(1_i64 << 40).to_le_bytes());
+    }
+    assert_given(&bench, [64, 2, 3, 4], 1, &[]);
+    assert_thrown(&bench, [64, 2, 3, 4], &[]);
+}
+
+/// What it resizes is as it was where there is no memory, in the table as well.
+#[test]
+fn a_function_that_throws_and_resizes_fails_first_as_its_counterpart_does() {
+    let both = [Stop::Call, Stop::Return];
+    for (shape, arguments, one_more) in
+        [(Shape::Resize, [0x1230, 64, 3, 4], 2), (Shape::ResizeCount, [0x1230, 4, 16, 4], 3)]
+    {
+        for jumps in [false, true] {
+            let bench = throwing(shape, jumps, one_more, 1);
+            let in_table = |block: u64| {
+                let layout = bench.setting.layout;
+                let bucket = layout.table() + layout.bucket_of(block) * SLOTS * 8;
+                (0..SLOTS).any(|slot| bench.data.word(bucket + 8 * slot) == block)
+            };
+            assert_given(&bench, arguments, one_more.into(), &both);
+            assert!(in_table(0x1230));
+            // It fails, and the block is in the sample still, while the function itself is asked.
+            assert_thrown(&bench, arguments, &both);
+            assert!(in_table(0x1230) && !in_table(0x4560));
+            // To no size it may have freed the block, and is not asked again.
+            let mut none = arguments;
+            none[1] = 0;
+            answer_with(0);
+            assert_eq!(scratch::call(bench.entry(0), none).rax, 0);
+            assert_eq!(scratch::answered().len(), 1);
+            assert_eq!(scratch::seen().len(), 2);
+            assert!(!in_table(0x1230));
+        }
+    }
 }
 
 #[test]
@@ -297,6 +368,13 @@ fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
     for counterpart in [0, 1, 2] {
         let throws = Throws::Unless { counterpart, arguments: 1 };
         assert!(matches!(with(throws, Shape::Size), Err(CodeError::Throws { .. })), "{counterpart}");
+    }
+    // How they fail is not told by null alone, or takes more arguments than are kept.
+    for shape in [Shape::ResizeOrFree, Shape::Extend, Shape::Expand, Shape::HeapResizeCount] {
+        let mut functions = vec![bench.functions[0].clone(), bench.functions[0].clone()];
+        (functions[0].shape, functions[1].shape) = (shape, shape);
+        functions[0].throws = Throws::Unless { counterpart: 1, arguments: 3 };
+        assert!(matches!(assemble(&functions, &bench.setting), Err(CodeError::Throws { .. })), "{shape:?}");
     }
     for shape in [Shape::Map, Shape::Unmap, Shape::Destroy, Shape::Unsized] {
         assert!(matches!(with(Throws::Never, shape), Err(CodeError::Shape { .. })), "{shape:?}");

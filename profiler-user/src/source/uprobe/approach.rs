@@ -13,6 +13,7 @@ use super::{
     inherited::Inherited,
     kernel::Kernel,
     recording::RecordError,
+    sites::Part,
 };
 use crate::target::{Process, allocator::Findings, maps::AddressSpace};
 
@@ -54,10 +55,11 @@ impl<'found> Approach<'found> {
 
     /// Where probes are to be before jumps lead to the gates; in the loader as well, unless it is one of those given.
     pub(super) fn wanted(&self, known_loaders: Option<&'found [usize]>) -> Wanted<'found> {
+        let gated: Vec<usize> = self.ready.iter().map(|ready| ready.allocator).collect();
         Wanted {
             gates: self.ready.iter().flat_map(|ready| ready.sites.clone()).collect(),
             known_loaders,
-            ..Wanted::of(self.findings, &self.ungated)
+            ..Wanted::of(self.findings, &self.ungated, Part::All).and(self.findings, &gated, Part::Beside)
         }
     }
 
@@ -73,6 +75,8 @@ impl<'found> Approach<'found> {
         if failed.is_empty() {
             return Ok(Probes::default());
         }
-        attach_to(kernel, inherited, self.process, &Wanted::of(self.findings, &failed), self.space)
+        // The others of their functions are probed already.
+        let wanted = Wanted::of(self.findings, &failed, Part::Gated);
+        attach_to(kernel, inherited, self.process, &wanted, self.space)
     }
 }

@@ -14,7 +14,7 @@ use super::{
     intact,
     kernel::Kernel,
     recording::{RecordError, Recording, lock},
-    sites::{self, Site},
+    sites::{self, Part, Site},
 };
 use crate::{
     source::memory::Watch,
@@ -173,7 +173,7 @@ impl Recording {
         let wanted = Wanted {
             gates: gates.as_ref().map(Gates::sites).unwrap_or_default(),
             known_loaders: Some(&[]),
-            ..Wanted::of(&findings, &ungated)
+            ..Wanted::of(&findings, &ungated, Part::All).and(&findings, &gated, Part::Beside)
         };
         *probes = attach_to(&kernel, None, &self.process, &wanted, space)?;
         *lock(&self.has_lost_leader) = false;
@@ -190,8 +190,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// What is to be attached to.
 #[derive(Default)]
 pub(super) struct Wanted<'found> {
-    /// Allocators, with their numbers.
-    pub(super) allocators: Vec<(u8, &'found Allocator)>,
+    /// Allocators, with their numbers, and which of their functions.
+    pub(super) allocators: Vec<(u8, &'found Allocator, Part)>,
     /// Where programs are to run in gates.
     pub(super) gates: Vec<Site>,
     /// The loader as well, unless it is one of these; `None` for no loader.
@@ -199,10 +199,16 @@ pub(super) struct Wanted<'found> {
 }
 
 impl<'found> Wanted<'found> {
-    /// Those of the allocators that were found which stand at these places.
-    pub(super) fn of(findings: &'found Findings, places: &[usize]) -> Self {
+    /// A part of those of the allocators that were found which stand at these places.
+    pub(super) fn of(findings: &'found Findings, places: &[usize], part: Part) -> Self {
+        Self::default().and(findings, places, part)
+    }
+
+    /// The same besides.
+    pub(super) fn and(mut self, findings: &'found Findings, places: &[usize], part: Part) -> Self {
         let found = findings.numbered().enumerate().filter(|(place, _)| places.contains(place));
-        Self { allocators: found.map(|(_, allocator)| allocator).collect(), ..Self::default() }
+        self.allocators.extend(found.map(|(_, (number, allocator))| (number, allocator, part)));
+        self
     }
 }
 
@@ -215,12 +221,12 @@ pub(super) fn attach_to(
     space: &AddressSpace,
 ) -> Result<Probes, RecordError> {
     let gone = || ProcessError::Gone { pid: process.pid() };
-    intact::check(process, wanted.allocators.iter().map(|(_, allocator)| *allocator), space)?;
+    intact::check(process, &wanted.allocators, space)?;
     let loader = wanted
         .known_loaders
         .and_then(|known| sites::of_loader(space).filter(|(loader, _)| !known.contains(loader)));
     let sites = |has_calls| {
-        let mut sites = sites::of_allocators(wanted.allocators.iter().copied(), space, has_calls);
+        let mut sites = sites::of_allocators(&wanted.allocators, space, has_calls);
         sites.extend(wanted.gates.iter().cloned());
         sites
     };

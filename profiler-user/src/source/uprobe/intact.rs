@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, ops::Range, os::unix::fs::FileExt};
 
-use super::recording::RecordError;
+use super::{recording::RecordError, sites::Part};
 use crate::target::{
     Process,
     allocator::Allocator,
@@ -20,21 +20,21 @@ const INSTRUCTION_BYTES: u64 = 15;
 /// A breakpoint: also that of another probe, with which the kernel gets along.
 const INT3: u8 = 0xcc;
 
-/// Fails where one of the allocators' functions has been changed in the process.
+/// Fails where one of the functions in these parts of allocators has been changed in the process.
 ///
 /// What cannot be read is not there, and gets no probe.
-pub(super) fn check<'found>(
+pub(super) fn check(
     process: &Process,
-    allocators: impl Iterator<Item = &'found Allocator>,
+    allocators: &[(u8, &Allocator, Part)],
     space: &AddressSpace,
 ) -> Result<(), RecordError> {
     let pid = process.pid();
     let Ok(words) = Words::of(pid) else { return Ok(()) };
-    for allocator in allocators {
+    for (_, allocator, part) in allocators {
         let file = space.modules().get(allocator.module).and_then(|module| module.file.as_ref());
         let Some(file) = file else { continue };
         let mapped = || space.current().filter(|range| range.content == Content::Module(allocator.module));
-        for hook in &allocator.hooks {
+        for hook in allocator.hooks.iter().filter(|hook| part.has(hook.shape)) {
             for place in places(hook) {
                 let holds = |range: &&maps::Range| {
                     (range.offset..range.offset + (range.end - range.start)).contains(&place.start)

@@ -9,7 +9,7 @@ use profiler_common::{
 
 use super::loading::{CALL, FREE, GATE_CALL, GATE_FREE, GATE_RETURN, RETURNS};
 use crate::{
-    gate::code::Stop,
+    gate::{code::Stop, plan},
     target::{
         allocator::Allocator,
         hooks::Back,
@@ -42,18 +42,40 @@ impl Site {
     }
 }
 
-/// Where the programs go for these allocators, each with its number, which were found in `space`; `has_calls` where one program
-/// can see both the entry and the return of a function.
-pub(super) fn of_allocators<'found>(
-    allocators: impl Iterator<Item = (u8, &'found Allocator)>,
+/// Which of an allocator's functions get ordinary probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All of them.
+    All,
+    /// Those that can be gated.
+    Gated,
+    /// Those that no gate is for, beside one.
+    Beside,
+}
+
+impl Part {
+    /// Whether functions of this shape are among them.
+    pub(super) fn has(self, shape: Shape) -> bool {
+        match self {
+            Self::All => true,
+            Self::Gated => plan::takes_part(shape),
+            Self::Beside => !plan::takes_part(shape),
+        }
+    }
+}
+
+/// Where the programs go for parts of these allocators, each with its number, which were found in `space`; `has_calls` where one
+/// program can see both the entry and the return of a function.
+pub(super) fn of_allocators(
+    allocators: &[(u8, &Allocator, Part)],
     space: &AddressSpace,
     has_calls: bool,
 ) -> Vec<Site> {
     let mut sites = Vec::new();
-    for (number, allocator) in allocators {
+    for &(number, allocator, part) in allocators {
         // An allocator was found by reading this file, so that it is held.
         let Some(module) = space.modules().get(allocator.module) else { continue };
-        for hook in &allocator.hooks {
+        for hook in allocator.hooks.iter().filter(|hook| part.has(hook.shape)) {
             let mut add = |program, offset, cookie| {
                 sites.push(site(module, program, hook.names.join(", "), offset, cookie));
             };
