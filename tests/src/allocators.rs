@@ -265,6 +265,12 @@ impl Combination {
         assert!(ledger.total().inuse_objects > 0, "nothing is left:\n{ledger}");
     }
 
+    /// Whether the guest has nowhere in its code what returns from handlers of signals, by which threads make calls for heaptap: it
+    /// handles none, and only a C library that is shared has everything.
+    pub fn lacks_a_call(self) -> bool {
+        self.allocator == Allocator::Musl && self.linkage == Linkage::Static
+    }
+
     /// How many exceptions the guest catches in a run.
     ///
     /// mimalloc, which Debian compiles as C, cannot throw, and Google's tcmalloc does not: they end the program, and so are not

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use heaptap_tests::allocators::{COMBINATIONS, Combination, Language, table};
 use heaptap_tests::compile;
+use heaptap_tests::gate;
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{self, Recording, path_str};
 use heaptap_tests::ledger::Ledger;
@@ -85,6 +86,42 @@ fn an_allocator_that_musls_loader_loads_is_counted_from_then_on() {
     guest.exit();
 }
 
+/// Attaches by a gate that has every block in its sample, so that what it is said to have is exact but for what it tells of.
+fn gate(name: &str) {
+    let combination = Combination::named(name);
+    let mut guest = combination.start();
+    guest.command("forget");
+    if combination.lacks_a_call() {
+        let refused = heaptap::run(["record", "--gate=require", "--pid", &guest.pid().to_string()]);
+        refused.assert_refused("without which it can execute no system call for us");
+        guest.exit();
+        return;
+    }
+    let recording = gate::attach(guest.pid());
+    guest.command("run");
+    guest.command("drop");
+    guest.command("run");
+    let ledger = guest.ledger();
+    let (_, profile) = gate::finish(recording);
+    // Its threads may use up a budget together, which is one sample.
+    if profile.counter("gate_lost_budgets") == 0 {
+        ledger.assert_equals(&profile);
+    } else {
+        gate::assert_told(&ledger, &profile);
+    }
+    combination.assert_called(&ledger);
+    let thrown = u64::try_from(profile.counter("gate_calls") - profile.counter("gate_returns"));
+    assert!(thrown.is_ok_and(|thrown| thrown <= 2 * combination.caught()), "{:#?}", profile.comments);
+    let losses: Vec<_> = profile.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();
+    assert!(losses.is_empty(), "{name}: {losses:#?}");
+    assert_eq!(gate::mapped(guest.pid()), 0);
+    if combination.language == Language::Cpp {
+        guest.command("run");
+        assert_eq!(guest.number("caught"), 3 * combination.caught(), "{name}");
+    }
+    guest.exit();
+}
+
 /// Has heaptap start the guest, whose constructor's allocations then count.
 fn launch(name: &str) {
     let combination = Combination::named(name);
@@ -138,6 +175,10 @@ macro_rules! combinations {
     ($($name:ident)*) => {
         mod attached {
             $(#[test] fn $name() { super::attach(stringify!($name)); })*
+        }
+
+        mod gated {
+            $(#[test] fn $name() { super::gate(stringify!($name)); })*
         }
 
         mod launched {

@@ -92,6 +92,8 @@ pub enum Throws {
         counterpart: usize,
         /// The number of arguments before the one more: 1 to 3.
         arguments: u8,
+        /// Whether the function gives the block's size as well, which its counterpart does not: what was asked for is right.
+        gives_size: bool,
     },
 }
 
@@ -193,7 +195,7 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
     let convention =
         function.shape.convention().filter(|convention| !Outcome::is_mapping(convention.outcome()));
     let Some(convention) = convention else { return Err(CodeError::Shape { shape: function.shape }) };
-    let Throws::Unless { counterpart, arguments } = function.throws else { return Ok(()) };
+    let Throws::Unless { counterpart, arguments, gives_size } = function.throws else { return Ok(()) };
     let is_there = functions
         .get(counterpart)
         .is_some_and(|other| other.throws == Throws::Never && other.shape == function.shape);
@@ -201,6 +203,7 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
     let (size, count) = (convention.size_argument(), convention.count_argument());
     let is_told = convention.old_argument() == 0
         || (convention.outcome() == Outcome::Returned as u64 && size.max(count) < 4);
+    let is_told = is_told && !(gives_size && convention.old_argument() != 0);
     if is_there && is_told && (1..=3).contains(&arguments) {
         return Ok(());
     }

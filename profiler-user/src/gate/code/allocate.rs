@@ -44,9 +44,7 @@ impl Writer<'_> {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
             self.call_by(place, function.throws)?;
-            if let Throws::Unless { .. } = function.throws {
-                self.unless_given(place, &arguments)?;
-            }
+            self.unless_given(place, &arguments, function.throws)?;
             self.count_inside(false)?;
             self.asm.ret()?;
         }
@@ -77,7 +75,7 @@ impl Writer<'_> {
 
     /// Calls what was moved out of a function, or, where that may throw, its counterpart, behind which all arguments are as they were.
     fn call_by(&mut self, place: usize, throws: Throws) -> Result<(), IcedError> {
-        let Throws::Unless { counterpart, arguments } = throws else {
+        let Throws::Unless { counterpart, arguments, .. } = throws else {
             self.asm.sub(rsp, PADDING)?;
             self.call(place, PADDING, true)?;
             return self.asm.add(rsp, PADDING);
@@ -106,8 +104,14 @@ impl Writer<'_> {
         self.asm.mov(nothrow, self.setting.data_address)
     }
 
-    /// Goes on with the function itself, as if nothing had been, where its counterpart has given null for want of memory.
-    fn unless_given(&mut self, place: usize, arguments: &Arguments) -> Result<(), IcedError> {
+    /// Goes on with the function itself, as if nothing had been, where that may throw and its counterpart has given null for want of memory.
+    fn unless_given(
+        &mut self,
+        place: usize,
+        arguments: &Arguments,
+        throws: Throws,
+    ) -> Result<(), IcedError> {
+        let Throws::Unless { gives_size, .. } = throws else { return Ok(()) };
         let mut given = self.asm.create_label();
         self.asm.test(rax, rax)?;
         self.asm.jne(given)?;
@@ -121,7 +125,9 @@ impl Writer<'_> {
         self.count_inside(false)?;
         let moved = self.moved_of(place);
         self.asm.jmp(moved)?;
-        here(&mut self.asm, &mut given)
+        here(&mut self.asm, &mut given)?;
+        // The second half of what is given (System V psABI, 3.2.3).
+        if gives_size { self.asm.mov(rdx, arguments.size) } else { Ok(()) }
     }
 
     /// Counts a thread that goes into a call, or comes out of it.
@@ -174,7 +180,7 @@ impl Writer<'_> {
         self.count_inside(true)?;
         self.stop(place, Stop::Call)?;
         self.call_by(place, throws)?;
-        self.unless_given(place, arguments)?;
+        self.unless_given(place, arguments, throws)?;
         self.stop(place, Stop::Return)?;
         self.asm.mov(r8, rax)?;
         self.insert()?;
@@ -260,9 +266,7 @@ impl Writer<'_> {
         self.asm.mov(rcx, r8)?;
         self.stop(place, Stop::Return)?;
         self.settle(convention)?;
-        if throws != Throws::Never {
-            self.unless_given(place, arguments)?;
-        }
+        self.unless_given(place, arguments, throws)?;
         self.count_inside(false)?;
         self.asm.ret()
     }

@@ -148,6 +148,8 @@ pub(super) struct Back {
     pub(super) kept: [u64; 6],
     /// The stack pointer as the function had to find it, and as it is when it has come back.
     pub(super) rsp: [u64; 2],
+    /// The second half of what is given.
+    pub(super) rdx: u64,
 }
 
 /// What a function has to leave in rbx, rbp and r12 to r15.
@@ -196,6 +198,7 @@ unsafe extern "C" fn call_raw(function: u64, arguments: *const u64, back: *mut B
         "mov [r10 + 40], r14",
         "mov [r10 + 48], r15",
         "mov [r10 + 64], r11",
+        "mov [r10 + 72], rdx",
         "pop r15",
         "pop r14",
         "pop r13",

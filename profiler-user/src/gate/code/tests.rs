@@ -253,7 +253,8 @@ fn throwing(shape: Shape, jumps: bool, arguments: u8, interval_bytes: u64) -> Be
     let mut numbers = Numbers(3);
     let layout = Layout::for_blocks(0);
     let mut bench = Bench::new(&[shape, shape], &mut numbers, Budget::OfThread, layout, interval_bytes);
-    bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments };
+    let gives_size = shape == Shape::Size;
+    bench.functions[0].throws = Throws::Unless { counterpart: 1, arguments, gives_size };
     bench.functions[0].jumps = jumps;
     bench.gates = assemble(&bench.functions, &bench.setting).unwrap();
     bench.code.write(GATES_AT, &bench.gates.bytes);
@@ -285,6 +286,9 @@ fn assert_given(bench: &Bench, arguments: [u64; 4], one_more: usize, stops: &[St
     let back = scratch::call(bench.entry(0), arguments);
     assert_eq!((back.rax, back.kept, back.rsp[0]), (0x1230, scratch::KEPT, back.rsp[1]));
     let [answered] = *scratch::answered() else { panic!("it was called once") };
+    if let Throws::Unless { gives_size: true, .. } = bench.functions[0].throws {
+        assert_eq!(back.rdx, arguments[0]);
+    }
     let mut expected = arguments;
     expected[one_more] = bench.setting.data_address;
     assert_eq!(answered.arguments, expected);
@@ -366,14 +370,14 @@ fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
         assemble(&functions, &bench.setting)
     };
     for counterpart in [0, 1, 2] {
-        let throws = Throws::Unless { counterpart, arguments: 1 };
+        let throws = Throws::Unless { counterpart, arguments: 1, gives_size: false };
         assert!(matches!(with(throws, Shape::Size), Err(CodeError::Throws { .. })), "{counterpart}");
     }
     // How they fail is not told by null alone, or takes more arguments than are kept.
     for shape in [Shape::ResizeOrFree, Shape::Extend, Shape::Expand, Shape::HeapResizeCount] {
         let mut functions = vec![bench.functions[0].clone(), bench.functions[0].clone()];
         (functions[0].shape, functions[1].shape) = (shape, shape);
-        functions[0].throws = Throws::Unless { counterpart: 1, arguments: 3 };
+        functions[0].throws = Throws::Unless { counterpart: 1, arguments: 3, gives_size: false };
         assert!(matches!(assemble(&functions, &bench.setting), Err(CodeError::Throws { .. })), "{shape:?}");
     }
     for shape in [Shape::Map, Shape::Unmap, Shape::Destroy, Shape::Unsized] {
