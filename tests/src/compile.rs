@@ -233,6 +233,11 @@ pub fn loads_allocator_by_musl() -> (PathBuf, PathBuf) {
     (folder.join("loads-allocator"), folder.join("libbump.so"))
 }
 
+/// A guest in C with musl for its C library.
+pub fn by_musl(name: &str) -> PathBuf {
+    build(&[c("musl-gcc", &format!("{name}.c"), Variant::NoFramePointers).output(name)]).join(name)
+}
+
 /// A library with an allocator into the middle of which another function of it reaches.
 pub fn lying_allocator() -> PathBuf {
     let name = "libentered";
@@ -248,7 +253,7 @@ pub fn every_program() -> Vec<PathBuf> {
     let mut programs = vec![no_allocator(Width::Bits32), no_allocator(Width::Bits64)];
     programs.extend([with_debug_frame("frames"), split("frames").0]);
     programs.extend([packed_plugins(), linked_plugins()]);
-    programs.extend([cgo(true), cgo(false), linked_statically("mappings")]);
+    programs.extend([cgo(true), cgo(false), linked_statically("mappings"), by_musl("sampled")]);
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");

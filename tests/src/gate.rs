@@ -8,8 +8,12 @@ use crate::profile::Profile;
 pub const EXACTLY: [&str; 5] = ["--gate=require", "--sample", "1", "--ring-bytes", "33554432"];
 
 /// Allocators that can be preloaded and gated, beside the C library's own; those that are not installed are not tested.
-pub const ALLOCATORS: [&str; 3] =
-    ["", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"];
+pub const ALLOCATORS: [&str; 4] = [
+    "",
+    "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2",
+];
 
 /// Records a process through its gates.
 pub fn attach(pid: u32) -> Recording {

@@ -1,5 +1,6 @@
 //! Counting in front of the probes, by code in the process.
 
+use heaptap_tests::compile;
 use heaptap_tests::estimate::{self, Estimates};
 use heaptap_tests::gate::{self, assert_gated};
 use heaptap_tests::guest::Guest;
@@ -37,6 +38,20 @@ fn estimates_are_right_with_jemalloc() {
 #[test]
 fn estimates_are_right_with_tcmalloc() {
     assert_right_with("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4");
+}
+
+#[test]
+fn estimates_are_right_with_mimalloc() {
+    assert_right_with("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2");
+}
+
+/// Its threads have no number of their processor at hand, so that they take of a budget by their own.
+#[test]
+fn estimates_are_right_with_musl() {
+    let guest = Guest::start_program("sampled", &compile::by_musl("sampled"));
+    let options = ["--gate=require", "--sample", "2KiB"];
+    let estimates = Estimates::of_rounds(guest, &options, "run", 60, |_, profile| assert_gated(profile));
+    estimates.assert_unbiased(6.0);
 }
 
 #[test]

@@ -105,12 +105,7 @@ impl Writer<'_> {
     }
 
     /// Goes on with the function itself, as if nothing had been, where that may throw and its counterpart has given null for want of memory.
-    fn unless_given(
-        &mut self,
-        place: usize,
-        arguments: &Arguments,
-        throws: Throws,
-    ) -> Result<(), IcedError> {
+    fn unless_given(&mut self, place: usize, arguments: &Arguments, throws: Throws) -> Result<(), IcedError> {
         let Throws::Unless { gives_size, .. } = throws else { return Ok(()) };
         let mut given = self.asm.create_label();
         self.asm.test(rax, rax)?;
