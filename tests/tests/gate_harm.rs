@@ -13,6 +13,7 @@ use profiler_user::gated::{GateError, Prepared};
 use profiler_user::target::stopped::StopError;
 
 const JEMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2";
+const MIMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2";
 const TCMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4";
 
 /// How long one test goes in and out.
@@ -47,6 +48,9 @@ fn is_late(error: &GateError) -> bool {
 fn in_and_out(preloaded: Option<&str>) -> String {
     let mut guest = verifying(preloaded);
     let pid = guest.pid();
+    if preloaded == Some(MIMALLOC) {
+        guest.command("unaligned");
+    }
     // The loader and the C library have then done what they do at first.
     guest.command("work");
     guest.command("worked");
@@ -113,6 +117,11 @@ fn jemalloc_is_gated_and_ungated_many_times() {
 #[test]
 fn tcmalloc_is_gated_and_ungated_many_times() {
     println!("{}", in_and_out(Some(TCMALLOC)));
+}
+
+#[test]
+fn mimalloc_is_gated_and_ungated_many_times() {
+    println!("{}", in_and_out(Some(MIMALLOC)));
 }
 
 /// How long it takes is what the process notices of it.
