@@ -30,14 +30,16 @@ pub fn gate_call(ctx: ProbeContext) -> u32 {
         return 0;
     }
     count(tgid, Counter::GateCalls, 1);
+    let mut is_left_out = false;
     let rate_of = |size_bytes| {
         if is_kept_behind_gate(size_class(size_bytes), budget_bytes) {
-            maps::rate_behind_gate()
-        } else {
-            NOT_KEPT
+            return maps::rate_behind_gate();
         }
+        is_left_out = budget_bytes.cast_signed() >= 0;
+        NOT_KEPT
     };
-    if !entry::enter(&ctx, cookie, rate_of) {
+    // What is left out and resizes a block in the sample is followed all the same.
+    if !entry::enter(&ctx, cookie, rate_of) || is_left_out {
         count(tgid, Counter::GateUncounted, 1);
     }
     0
