@@ -4,8 +4,8 @@ use crate::heaptap::{Recorded, Recording};
 use crate::ledger::Ledger;
 use crate::profile::Profile;
 
-/// What makes heaptap count by gates or not at all, and every block.
-pub const EXACTLY: [&str; 5] = ["--gate=require", "--sample", "1", "--ring-bytes", "33554432"];
+/// What makes heaptap count by gates or not at all, and every block; with room for the stacks of all of them, should it get no processor for a while.
+pub const EXACTLY: [&str; 5] = ["--gate=require", "--sample", "1", "--ring-bytes", "134217728"];
 
 /// Allocators that can be preloaded and gated, beside the C library's own; those that are not installed are not tested.
 pub const ALLOCATORS: [&str; 4] = [
