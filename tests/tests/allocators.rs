@@ -107,7 +107,7 @@ fn gate(name: &str) {
     if profile.counter("gate_lost_budgets") == 0 {
         ledger.assert_equals(&profile);
     } else {
-        gate::assert_told(&ledger, &profile);
+        gate::assert_lacks_only_what_is_told(&ledger, &profile);
     }
     combination.assert_called(&ledger);
     let thrown = u64::try_from(profile.counter("gate_calls") - profile.counter("gate_returns"));

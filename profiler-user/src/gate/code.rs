@@ -222,6 +222,8 @@ struct Writer<'setting> {
     copies: Vec<(u64, CodeLabel)>,
     /// Words that the code reads, which lie behind it.
     words: Vec<(CodeLabel, u64)>,
+    /// Where large charges go, and come back to.
+    large: Vec<(CodeLabel, CodeLabel)>,
 }
 
 impl<'setting> Writer<'setting> {
@@ -229,8 +231,17 @@ impl<'setting> Writer<'setting> {
         let mut asm = CodeAssembler::new(64)?;
         let entries = (0..functions).map(|_| asm.create_label()).collect();
         let moved = (0..functions).map(|_| asm.create_label()).collect();
-        let (sites, frames, copies, words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { asm, setting, entries, moved, sites, frames, copies, words })
+        Ok(Self {
+            asm,
+            setting,
+            entries,
+            moved,
+            sites: Vec::new(),
+            frames: Vec::new(),
+            copies: Vec::new(),
+            words: Vec::new(),
+            large: Vec::new(),
+        })
     }
 
     fn function(&mut self, place: usize, function: &Function) -> Result<(), IcedError> {
@@ -239,9 +250,10 @@ impl<'setting> Writer<'setting> {
             self.undo(function)?;
         }
         match function.shape.convention() {
-            Some(convention) => self.allocate(place, function, convention),
-            None => self.release(place, function),
+            Some(convention) => self.allocate(place, function, convention)?,
+            None => self.release(place, function)?,
         }
+        self.limit_charges()
     }
 
     /// Undoes what the function has done before the jump, where that has yet to be done.

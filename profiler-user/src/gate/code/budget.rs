@@ -13,8 +13,13 @@ use crate::gate::{
 
 const _: () = assert!(BUDGETS == 1 << u8::BITS);
 
-/// What a call is charged whose size is no 64-bit number: it fails, and whatever is charged, is no block.
+/// What a call is charged at most, also one whose size is no 64-bit number: it fails, and whatever is charged, is no block. Were it charged
+/// what it asks for, another call that comes before the budget is filled up again could make it wrap, and nothing would be sampled.
 const TOO_MUCH: u64 = 1 << 46;
+
+/// Of a charge with one of these bits set it is looked closer whether it is too much: an immediate operand has 32 bits, of which the
+/// highest stands for all above.
+const LARGE: i32 = i32::MIN;
 
 impl Writer<'_> {
     /// Takes a call's bytes off the budget; goes to `sampled` where that was not enough, with rax and r11, which together are the
@@ -22,18 +27,23 @@ impl Writer<'_> {
     pub(super) fn draw(&mut self, arguments: &Arguments, sampled: CodeLabel) -> Result<(), IcedError> {
         let budgets = self.data(self.setting.layout.budgets());
         let asm = &mut self.asm;
+        let (large, mut fits) = (asm.create_label(), asm.create_label());
         match arguments.count {
             None => asm.lea(r10, qword_ptr(arguments.size + CHARGE_BYTES))?,
             Some(count) => {
-                let mut fits = asm.create_label();
+                let mut is_product = asm.create_label();
                 asm.mov(r10, count)?;
                 asm.imul_2(r10, arguments.size)?;
-                asm.jno(fits)?;
+                asm.jno(is_product)?;
                 asm.mov(r10, TOO_MUCH)?;
-                here(asm, &mut fits)?;
+                here(asm, &mut is_product)?;
                 asm.add(r10, CHARGE_BYTES)?;
             }
         }
+        asm.test(r10, LARGE)?;
+        asm.jne(large)?;
+        here(asm, &mut fits)?;
+        self.large.push((large, fits));
         asm.mov(r11, budgets)?;
         match self.setting.budget {
             Budget::OfCpu { offset } => {
@@ -60,8 +70,22 @@ impl Writer<'_> {
         asm.js(sampled)
     }
 
-    /// Fills the budget up with the next gap. r11 then has what it had before the call, which is negative where another call has
-    /// emptied it before, and has it in its sample or will have; rax and r10 have nothing.
+    /// Where large charges are looked at closer: apart, for hardly any is.
+    pub(super) fn limit_charges(&mut self) -> Result<(), IcedError> {
+        for (mut large, fits) in std::mem::take(&mut self.large) {
+            let asm = &mut self.asm;
+            here(asm, &mut large)?;
+            asm.mov(r11, TOO_MUCH)?;
+            asm.cmp(r10, r11)?;
+            asm.jbe(fits)?;
+            asm.mov(r10, r11)?;
+            asm.jmp(fits)?;
+        }
+        Ok(())
+    }
+
+    /// Fills the budget up with the next gap. r11 then has what it had before the call, or −1 where another call comes in between, and is the
+    /// one that is in the sample; rax and r10 have nothing. The flags are those of r11.
     pub(super) fn refill(&mut self) -> Result<(), IcedError> {
         let gaps = self.data(self.setting.layout.gaps());
         let lost = self.data(self.setting.layout.lost_budgets());
@@ -72,11 +96,18 @@ impl Writer<'_> {
             Budget::OfCpu { .. } => {
                 asm.mov(r11, qword_ptr(rax))?;
                 asm.add(r11, r10)?;
+                // Less than nothing had another call left, and as much as was charged it would not have been used up by this one: somebody
+                // has filled it up since.
+                asm.cmp(r11, r10)?;
+                asm.jb(is_whole)?;
             }
-            Budget::OfThread => asm.mov(r11, r10)?,
+            Budget::OfThread => {
+                asm.mov(r11, r10)?;
+                asm.test(r11, r11)?;
+                asm.jns(is_whole)?;
+            }
         }
-        asm.test(r11, r11)?;
-        asm.jns(is_whole)?;
+        asm.mov(r11, -1_i64)?;
         asm.mov(r10, lost)?;
         asm.lock().inc(qword_ptr(r10))?;
         here(asm, &mut is_whole)?;

@@ -56,14 +56,15 @@ impl Model {
         let of = |number: u64| arguments[usize::try_from(number - 1).unwrap()];
         let size = of(convention.size_argument());
         let charge = match convention.count_argument() {
-            0 => size.wrapping_add_signed(CHARGE_BYTES.into()).cast_signed(),
+            0 => size.wrapping_add_signed(CHARGE_BYTES.into()),
             count => {
                 let product = of(count).cast_signed().checked_mul(size.cast_signed());
-                product.unwrap_or(1 << 46).wrapping_add(CHARGE_BYTES.into())
+                product.unwrap_or(1 << 46).wrapping_add(CHARGE_BYTES.into()).cast_unsigned()
             }
         };
+        let charge = charge.min(1 << 46).cast_signed();
         let had = self.budget;
-        self.budget = had.wrapping_sub(charge);
+        self.budget = had - charge;
         if self.budget >= 0 {
             return None;
         }

@@ -159,6 +159,38 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: &[u64], interval_b
     Compared { stops, overflows: model.overflows }
 }
 
+/// Otherwise two calls for more than there can be could make a budget large that is used up.
+#[test]
+fn what_asks_for_more_than_there_can_be_is_charged_no_more_than_that() {
+    let mut numbers = Numbers(5);
+    let layout = Layout::for_blocks(0);
+    let shapes = [Shape::Size, Shape::CountSize];
+    let bench = Bench::new(&shapes, &mut numbers, Budget::OfThread, layout, 1);
+    let budget = budget_of(&bench, Shape::Size, 0);
+    let most = 1_i64 << 46;
+    for (size, charged) in [
+        ((1 << 31) - 17, (1 << 31) - 1),
+        ((1 << 31) - 16, 1 << 31),
+        ((1 << 40) - 16, 1 << 40),
+        ((1 << 46) - 16, most),
+        (1 << 46, most),
+        (i64::MAX as u64 - 4096, most),
+        (i64::MAX as u64, most),
+        (1 << 63, most),
+        (u64::MAX - 16, most),
+        (u64::MAX - 15, 0),
+    ] {
+        for (place, arguments) in [(0, [size, 0, 0, 0]), (1, [1, size, 0, 0])] {
+            bench.data.write(budget, &(1_i64 << 62).to_le_bytes());
+            answer_with(0);
+            scratch::call(bench.entry(place), arguments);
+            assert_eq!((1_i64 << 62) - bench.data.word(budget).cast_signed(), charged, "{size:#x}");
+        }
+    }
+    assert_eq!(scratch::seen(), []);
+    scratch::answered();
+}
+
 #[test]
 fn gates_do_what_the_model_does_by_thread() {
     for seed in 1..=20 {
