@@ -86,7 +86,7 @@ pub fn assert_reconciled(profile: &Profile) {
 fn assert_reconciled_but_for_frees(profile: &Profile) {
     let counter = |name| profile.counter(name);
     assert_eq!(counter("gate_calls"), counter("gate_returns"), "{:#?}", profile.comments);
-    for loss in ["overwritten_blocks", "abandoned_calls", "unmatched_returns"] {
+    for loss in ["overwritten_blocks", "abandoned_calls", "unmatched_returns", "unannounced_unmaps"] {
         assert_eq!(counter(loss), 0, "{loss}: {:#?}", profile.comments);
     }
     let losses: Vec<_> = profile.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();

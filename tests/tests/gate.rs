@@ -5,19 +5,31 @@ use heaptap_tests::estimate::{self, Estimates};
 use heaptap_tests::gate::{self, assert_gated};
 use heaptap_tests::guest::Guest;
 use heaptap_tests::heaptap::{Recording, Serving};
+use heaptap_tests::profile::Profile;
 use rustix::process::Signal;
+
+/// Panics unless everything was gated, and nothing that was learned of it was forgotten, as where code is taken to have gone: each
+/// second this is looked at.
+#[track_caller]
+fn assert_gated_for_good(profile: &Profile) {
+    assert_gated(profile);
+    for bad in ["unannounced_unmaps", "abandoned_calls"] {
+        assert_eq!(profile.counter(bad), 0, "{:#?}", profile.comments);
+    }
+}
 
 /// Estimates 150 rounds of a command behind a gate.
 fn estimate(sample: &str, work: &str) -> Estimates {
     let options = ["--gate=require", "--sample", sample];
-    Estimates::of_rounds(Guest::start("sampled"), &options, work, 150, |_, profile| assert_gated(profile))
+    let check = |_: &_, profile: &_| assert_gated_for_good(profile);
+    Estimates::of_rounds(Guest::start("sampled"), &options, work, 150, check)
 }
 
 /// Panics unless estimates behind a gate are right with another allocator preloaded.
 #[track_caller]
 fn assert_right_with(preloaded: &str) {
     let options = ["--gate=require", "--sample", "2KiB"];
-    estimate::assert_right_with(preloaded, &options, |_, profile| assert_gated(profile));
+    estimate::assert_right_with(preloaded, &options, |_, profile| assert_gated_for_good(profile));
 }
 
 #[test]
@@ -50,7 +62,8 @@ fn estimates_are_right_with_mimalloc() {
 fn estimates_are_right_with_musl() {
     let guest = Guest::start_program("sampled", &compile::by_musl("sampled"));
     let options = ["--gate=require", "--sample", "2KiB"];
-    let estimates = Estimates::of_rounds(guest, &options, "run", 60, |_, profile| assert_gated(profile));
+    let estimates =
+        Estimates::of_rounds(guest, &options, "run", 60, |_, profile| assert_gated_for_good(profile));
     estimates.assert_unbiased(6.0);
 }
 

@@ -134,6 +134,11 @@ impl Learner {
 
     /// Teaches the rows of calls in a gate, now and after everything was forgotten: they are an allocator's, and call it.
     pub(super) fn teach_gate(&mut self, frames: &[GateFrame], space: &mut AddressSpace) {
+        // It has been mapped since this was last looked at. Taught as lying nowhere, it would later be taken for code that has come in the
+        // place of other code, and everything be learned anew.
+        if frames.iter().any(|frame| space.find(frame.return_address).is_none()) {
+            space.look_again(self.pid);
+        }
         for frame in frames {
             let row = Row::new(Kind::Sp, FpRule::Unchanged, 0, frame.cfa_offset);
             self.gates.insert(frame.return_address, row.of_allocator());
