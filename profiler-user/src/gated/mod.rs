@@ -34,7 +34,7 @@ pub use left::{Left, find};
 pub use prepared::{Plan, Prepared};
 pub use succeeding::Known;
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     gate::layout::Layout,
@@ -140,6 +140,11 @@ impl Gate {
     /// Whether calls go through it: not where its functions' library was unloaded.
     pub fn is_led_to(&self) -> bool {
         is_led_to(&self.words, &self.description)
+    }
+
+    /// Where its code is.
+    pub const fn code(&self) -> &Range<u64> {
+        &self.description.code
     }
 
     /// Its gaps, for who draws them anew.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -146,6 +147,17 @@ impl Learner {
         }
     }
 
+    /// Takes back the rows of calls in a gate whose code was here and has gone, with all threads outside: nothing else is to be learned
+    /// anew for that.
+    pub(super) fn forget_gate(&mut self, code: &ops::Range<u64>) {
+        let calls: Vec<u64> = self.gates.range(code.clone()).map(|(pc, _)| *pc).collect();
+        for pc in calls {
+            self.gates.remove(&pc);
+            self.unlearn(pc);
+        }
+        self.untaught.retain(|pc| !code.contains(pc));
+    }
+
     /// Does a part of what can wait, and takes about a millisecond for it; false where there is nothing more to do.
     pub(super) fn tidy(&mut self, space: &mut AddressSpace) -> bool {
         for pc in self.untaught.split_off(self.untaught.len().saturating_sub(PART)) {
@@ -275,6 +287,8 @@ impl Learner {
             self.epoch = Some(miss.epoch);
             stacks.bring_up_to_date(self.pid);
             let space = &stacks.space;
+            // That of a library that was unloaded goes with it.
+            self.gates.retain(|pc, _| space.find(*pc).is_some());
             let of = |calls: fn(&Calls) -> &BTreeSet<u64>| {
                 let ahead = self.ahead.iter();
                 ahead.flat_map(move |(module, all)| addresses(*module, calls(all), space))

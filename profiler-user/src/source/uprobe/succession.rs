@@ -62,7 +62,12 @@ impl Recording {
                 .map_err(|error| GateError::Turn(Box::new(error))),
             None => Ok(()),
         };
-        gates.succeed(place, ready, blocks, at_turn)
+        let old = gates.code_of(place);
+        gates.succeed(place, ready, blocks, at_turn)?;
+        if let Some(old) = old {
+            self.common.drain.tell(pid, move |learner, _| learner.forget_gate(&old));
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Gates that take the place of others: with more room, or another interval.
 
+use std::ops::Range;
+
 use super::{
     super::recording::RecordError,
     Entry, Gates, Ready,
@@ -55,6 +57,11 @@ impl Gates {
                 }
             }
         }
+    }
+
+    /// Where the code is of the one at this place.
+    pub(in super::super) fn code_of(&self, place: usize) -> Option<Range<u64>> {
+        self.gates.get(place).map(|entry| entry.gate.code().clone())
     }
 
     /// Has one that is ready take the place of another one. `blocks` gives those in the sample, and `at_turn` is called when it counts.
