@@ -253,7 +253,7 @@ pub fn every_program() -> Vec<PathBuf> {
     let mut programs = vec![no_allocator(Width::Bits32), no_allocator(Width::Bits64)];
     programs.extend([with_debug_frame("frames"), split("frames").0]);
     programs.extend([packed_plugins(), linked_plugins()]);
-    programs.extend([cgo(true), cgo(false), linked_statically("mappings"), by_musl("sampled")]);
+    programs.extend([cgo(true), cgo(false), linked_statically("mappings")]);
     for entry in entries {
         let path = entry.expect("the folder stays").path();
         let name = path.file_stem().and_then(OsStr::to_str).expect("guests have names");
