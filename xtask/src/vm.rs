@@ -98,7 +98,10 @@ const SUITES: [Suite; 21] = [
     Suite { name: "serve", options: "" },
     // Of the other allocators only mimalloc is taken along, and a machine that small gives no block of a gibibyte.
     Suite { name: "sampling", options: "--skip jemalloc --skip tcmalloc --skip large --skip gibibyte" },
-    Suite { name: "gate", options: "--skip jemalloc --skip tcmalloc --skip large --skip mimalloc --skip musl" },
+    Suite {
+        name: "gate",
+        options: "--skip jemalloc --skip tcmalloc --skip large --skip mimalloc --skip musl",
+    },
     Suite { name: "commands", options: "" },
     Suite { name: "launch", options: "" },
     Suite { name: "bad_input", options: "" },
