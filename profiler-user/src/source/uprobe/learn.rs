@@ -147,15 +147,25 @@ impl Learner {
         }
     }
 
-    /// Takes back the rows of calls in a gate whose code was here and has gone, with all threads outside: nothing else is to be learned
-    /// anew for that.
+    /// Has nobody look any longer whether a gate's code is there, for another gate is to take its place. Its rows stay until
+    /// [`Learner::forget_gate`], or where nothing comes of it.
+    pub(super) fn gate_may_go(&mut self, code: &ops::Range<u64>) {
+        for (pc, _) in self.gates.range(code.clone()) {
+            self.taught.remove(*pc);
+        }
+        self.untaught.retain(|pc| !code.contains(pc));
+    }
+
+    /// Takes back the rows of calls in a gate whose code has gone, with all threads outside: nothing else is to be learned anew for that.
     pub(super) fn forget_gate(&mut self, code: &ops::Range<u64>) {
+        self.gate_may_go(code);
         let calls: Vec<u64> = self.gates.range(code.clone()).map(|(pc, _)| *pc).collect();
         for pc in calls {
             self.gates.remove(&pc);
-            self.unlearn(pc);
+            if let Some(epoch) = self.epoch {
+                self.teaching().unlearn_row(self.pid, epoch, pc);
+            }
         }
-        self.untaught.retain(|pc| !code.contains(pc));
     }
 
     /// Does a part of what can wait, and takes about a millisecond for it; false where there is nothing more to do.

@@ -36,6 +36,12 @@ impl Recording {
     }
 
     fn succeed(&self, place: usize, interval_bytes: Option<u64>) -> Result<(), RecordError> {
+        let pid = self.process.pid();
+        let old = lock(&self.gates).as_ref().and_then(|gates| gates.code_of(place));
+        if let Some(old) = old.clone() {
+            self.common.drain.tell(pid, move |learner, _| learner.gate_may_go(&old));
+        }
+        // The answer comes behind that.
         let space = self.ask(|table| table.space.clone())?;
         let findings = lock(&self.findings);
         let mut kernel = lock(&self.common.kernel);
@@ -50,7 +56,6 @@ impl Recording {
         let inherited = self.common.inherited.as_ref();
         probes.extend(attach_to(&kernel, inherited, &self.process, &wanted, &space)?);
         self.teach_gates(std::slice::from_ref(&ready));
-        let pid = self.process.pid();
         let kernel = Mutex::new(&mut *kernel);
         let blocks = || live_blocks(&lock(&kernel), pid);
         // Nobody is between the gate and its probe at that moment.
@@ -62,7 +67,6 @@ impl Recording {
                 .map_err(|error| GateError::Turn(Box::new(error))),
             None => Ok(()),
         };
-        let old = gates.code_of(place);
         gates.succeed(place, ready, blocks, at_turn)?;
         if let Some(old) = old {
             self.common.drain.tell(pid, move |learner, _| learner.forget_gate(&old));
