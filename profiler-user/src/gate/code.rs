@@ -199,11 +199,10 @@ fn check(function: &Function, functions: &[Function]) -> Result<(), CodeError> {
     let is_there = functions
         .get(counterpart)
         .is_some_and(|other| other.throws == Throws::Never && other.shape == function.shape);
-    // Of what is resized, null has to say that it has failed and left the block as it was, and the fourth argument is not kept.
-    let (size, count) = (convention.size_argument(), convention.count_argument());
-    let is_told = convention.old_argument() == 0
-        || (convention.outcome() == Outcome::Returned as u64 && size.max(count) < 4);
-    let is_told = is_told && !(gives_size && convention.old_argument() != 0);
+    // Of what is resized, null has to say that it has failed and left the block as it was; the fourth argument is not kept, nor is a size given.
+    let resizes = convention.old_argument() != 0;
+    let last = convention.size_argument().max(convention.count_argument());
+    let is_told = !resizes || (convention.outcome() == Outcome::Returned as u64 && last < 4 && !gives_size);
     if is_there && is_told && (1..=3).contains(&arguments) {
         return Ok(());
     }

@@ -170,10 +170,8 @@ pub fn find(
     if loops(body, offset, start) {
         return Err(Refusal::Loops);
     }
-    let bytes = bytes_of(code, start..start + covered as u64).ok_or(Refusal::TooShort)?.to_vec();
-    if bytes.len() < covered {
-        return Err(Refusal::TooShort);
-    }
+    let bytes = bytes_of(code, start..start + covered as u64).filter(|bytes| bytes.len() == covered);
+    let bytes = bytes.ok_or(Refusal::TooShort)?.to_vec();
     Ok(Cover { offset: start, bytes, padding_bytes, kept, undo })
 }
 

@@ -2,7 +2,7 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{AsmRegister64, CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
+    code_asm::{CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
 };
 use profiler_common::call::{Convention, Outcome};
 
@@ -15,10 +15,6 @@ const RETURNED_OR_FREED: u64 = Outcome::ReturnedOrFreed as u64;
 
 /// Beside a return address, the bytes that leave the stack as a call wants it: at a multiple of 16.
 const PADDING: i32 = 8;
-
-/// The arguments that are kept over the call of a counterpart, and what that takes.
-const SAVED: [AsmRegister64; 4] = [rdi, rsi, rdx, rcx];
-const SAVED_BYTES: i32 = 4 * 8;
 
 impl Writer<'_> {
     /// Most calls are in no sample, and go straight through.
@@ -43,7 +39,7 @@ impl Writer<'_> {
             here(&mut self.asm, &mut on)?;
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
-            self.call_by(place, function.throws)?;
+            self.call_by(place, function.throws, 0)?;
             self.unless_given(place, &arguments, function.throws)?;
             self.count_inside(false)?;
             self.asm.ret()?;
@@ -73,35 +69,28 @@ impl Writer<'_> {
         }
     }
 
-    /// Calls what was moved out of a function, or, where that may throw, its counterpart, behind which all arguments are as they were.
-    fn call_by(&mut self, place: usize, throws: Throws) -> Result<(), IcedError> {
+    /// Calls what was moved out of a function, or, where that may throw, its counterpart, behind which all arguments are as they were. So
+    /// many bytes are kept on the stack already, a multiple of 16.
+    fn call_by(&mut self, place: usize, throws: Throws, kept_bytes: i32) -> Result<(), IcedError> {
         let Throws::Unless { counterpart, arguments, .. } = throws else {
             self.asm.sub(rsp, PADDING)?;
-            self.call(place, PADDING, true)?;
+            self.call(place, kept_bytes + PADDING, true)?;
             return self.asm.add(rsp, PADDING);
         };
-        self.save()?;
+        let saved = [rdi, rsi, rdx, rcx];
+        for register in saved {
+            self.asm.push(register)?;
+        }
         self.asm.sub(rsp, PADDING)?;
-        self.one_more(arguments)?;
-        self.call(counterpart, SAVED_BYTES + PADDING, true)?;
+        // Any address will do: what is there has no content (std::nothrow_t).
+        let nothrow = argument(u64::from(arguments) + 1);
+        self.asm.mov(nothrow, self.setting.data_address)?;
+        self.call(counterpart, kept_bytes + 4 * 8 + PADDING, true)?;
         self.asm.add(rsp, PADDING)?;
-        self.restore()
-    }
-
-    /// Keeps the arguments over a call.
-    fn save(&mut self) -> Result<(), IcedError> {
-        SAVED.into_iter().try_for_each(|register| self.asm.push(register))
-    }
-
-    fn restore(&mut self) -> Result<(), IcedError> {
-        SAVED.into_iter().rev().try_for_each(|register| self.asm.pop(register))
-    }
-
-    /// Gives a counterpart the argument that says it is not to throw: any address will do, for what is there has no content
-    /// (`std::nothrow_t`).
-    fn one_more(&mut self, before: u8) -> Result<(), IcedError> {
-        let nothrow = argument(u64::from(before) + 1);
-        self.asm.mov(nothrow, self.setting.data_address)
+        for register in saved.into_iter().rev() {
+            self.asm.pop(register)?;
+        }
+        Ok(())
     }
 
     /// Goes on with the function itself, as if nothing had been, where that may throw and its counterpart has given null for want of memory.
@@ -174,7 +163,7 @@ impl Writer<'_> {
     ) -> Result<(), IcedError> {
         self.count_inside(true)?;
         self.stop(place, Stop::Call)?;
-        self.call_by(place, throws)?;
+        self.call_by(place, throws, 0)?;
         self.unless_given(place, arguments, throws)?;
         self.stop(place, Stop::Return)?;
         self.asm.mov(r8, rax)?;
@@ -223,8 +212,6 @@ impl Writer<'_> {
         convention: Convention,
         throws: Throws,
     ) -> Result<(), IcedError> {
-        /// What is kept over the call, with the padding.
-        const KEPT: i32 = 4 * 8 + PADDING;
         let Some(old) = arguments.old else { return Ok(()) };
         let inside = self.data(self.setting.layout.inside());
         self.asm.mov(rax, inside)?;
@@ -238,27 +225,13 @@ impl Writer<'_> {
             self.asm.mov(rax, -1_i64)?;
             here(&mut self.asm, &mut fits)?;
         }
-        let (mut called, mut kept_bytes) = (place, KEPT);
-        if let Throws::Unless { counterpart, .. } = throws {
-            (called, kept_bytes) = (counterpart, KEPT + SAVED_BYTES);
-            self.save()?;
-        }
         for register in [rax, old, r10, r11] {
             self.asm.push(register)?;
         }
-        self.asm.sub(rsp, PADDING)?;
-        if let Throws::Unless { arguments, .. } = throws {
-            self.one_more(arguments)?;
-        }
-        self.call(called, kept_bytes, true)?;
-        self.asm.add(rsp, PADDING)?;
-        for register in [r11, r10, r8, r9] {
+        self.call_by(place, throws, 4 * 8)?;
+        for register in [r11, r10, rcx, r9] {
             self.asm.pop(register)?;
         }
-        if throws != Throws::Never {
-            self.restore()?;
-        }
-        self.asm.mov(rcx, r8)?;
         self.stop(place, Stop::Return)?;
         self.settle(convention)?;
         self.unless_given(place, arguments, throws)?;

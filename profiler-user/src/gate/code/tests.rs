@@ -294,8 +294,17 @@ fn throwing(shape: Shape, jumps: bool, arguments: u8, interval_bytes: u64) -> Be
     bench
 }
 
-/// Has the first function of [`throwing`] called where its counterpart has no memory: it is asked itself, with what its caller gave it in
-/// the first three arguments, and returns to that.
+/// Panics unless the first function has come by these stops since this was last asked, and nobody is inside of its gate.
+#[track_caller]
+fn assert_stopped(bench: &Bench, stops: &[Stop]) {
+    let seen: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
+    let expected: Vec<u64> = stops.iter().map(|stop| bench.site(0, *stop)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(bench.data.word(bench.setting.layout.inside()), 0);
+}
+
+/// Has the first function of [`throwing`] called where its counterpart has no memory: it is asked itself, with what its caller gave it, and
+/// returns to that.
 #[track_caller]
 fn assert_thrown(bench: &Bench, arguments: [u64; 4], stops: &[Stop]) {
     answer_with(0x4560);
@@ -304,11 +313,11 @@ fn assert_thrown(bench: &Bench, arguments: [u64; 4], stops: &[Stop]) {
     assert_eq!((back.rax, back.kept, back.rsp[0]), (0x4560, scratch::KEPT, back.rsp[1]));
     let [other, own] = *scratch::answered() else { panic!("both were called") };
     assert!(scratch::is_in(&bench.gates, bench.setting.code_address, other.words[0]));
-    assert_eq!((&own.arguments[..3], own.rsp), (&arguments[..3], back.rsp[0]));
-    let seen: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
-    let expected: Vec<u64> = stops.iter().map(|stop| bench.site(0, *stop)).collect();
-    assert_eq!(seen, expected);
-    assert_eq!(bench.data.word(bench.setting.layout.inside()), 0);
+    let resizes = bench.functions[0].shape.convention().unwrap().old_argument() != 0;
+    // What resizes has no fourth argument.
+    let given = if resizes { 3 } else { 4 };
+    assert_eq!((&own.arguments[..given], own.rsp), (&arguments[..given], back.rsp[0]));
+    assert_stopped(bench, stops);
 }
 
 /// Has it called where there is memory: the other one gives it, and its own gate sees nothing of that.
@@ -327,10 +336,7 @@ fn assert_given(bench: &Bench, arguments: [u64; 4], one_more: usize, stops: &[St
     let gate = bench.gates.frames.iter().find(|frame| frame.return_address == answered.words[0]).unwrap();
     let caller = scratch::caller_of(gate, &answered);
     assert!(!scratch::is_in(&bench.gates, bench.setting.code_address, caller));
-    let seen: Vec<u64> = scratch::seen().iter().map(|seen| seen.address).collect();
-    let expected: Vec<u64> = stops.iter().map(|stop| bench.site(0, *stop)).collect();
-    assert_eq!(seen, expected);
-    assert_eq!(bench.data.word(bench.setting.layout.inside()), 0);
+    assert_stopped(bench, stops);
 }
 
 /// A function that throws where there is no memory is called by the gate only if it will not.
@@ -412,6 +418,10 @@ fn what_has_no_counterpart_or_gives_no_block_has_no_gate() {
         functions[0].throws = Throws::Unless { counterpart: 1, arguments: 3, gives_size: false };
         assert!(matches!(assemble(&functions, &bench.setting), Err(CodeError::Throws { .. })), "{shape:?}");
     }
+    // Nothing that resizes gives the size.
+    let mut resizing = throwing(Shape::Resize, false, 2, 1);
+    resizing.functions[0].throws = Throws::Unless { counterpart: 1, arguments: 2, gives_size: true };
+    assert!(matches!(assemble(&resizing.functions, &resizing.setting), Err(CodeError::Throws { .. })));
     for shape in [Shape::Map, Shape::Unmap, Shape::Destroy, Shape::Unsized] {
         assert!(matches!(with(Throws::Never, shape), Err(CodeError::Shape { .. })), "{shape:?}");
     }
