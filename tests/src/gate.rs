@@ -89,8 +89,7 @@ fn assert_reconciled_but_for_frees(profile: &Profile) {
     for loss in ["overwritten_blocks", "abandoned_calls", "unmatched_returns", "unannounced_unmaps"] {
         assert_eq!(counter(loss), 0, "{loss}: {:#?}", profile.comments);
     }
-    let losses: Vec<_> = profile.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();
-    assert!(losses.is_empty(), "{losses:#?}");
+    profile.assert_lossless();
 }
 
 /// Panics unless a profile has all that a ledger has but for what the counters tell of: two threads may use up one budget at the same

@@ -232,6 +232,14 @@ impl Profile {
         assert!(total - whole <= allowed, "{whole} of {total} are whole: {:#?}", self.comments);
     }
 
+    /// Panics unless nothing is said to be lost.
+    #[track_caller]
+    pub fn assert_lossless(&self) {
+        let losses: Vec<&String> =
+            self.comments.iter().filter(|comment| comment.starts_with("loss: ")).collect();
+        assert!(losses.is_empty(), "{losses:#?}");
+    }
+
     /// The number in a comment `memory: … NAME=N …`; `None` where there is none.
     pub fn memory(&self, name: &str) -> Option<u64> {
         Some(self.pair("memory: ", name)?.parse().expect("a size is a number"))
