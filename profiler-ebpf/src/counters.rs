@@ -24,9 +24,17 @@ pub fn raise(number: *mut u32) {
 /// Raises a counter of a target.
 #[inline(always)]
 pub fn count(tgid: u32, counter: Counter, amount: u64) {
+    count_each(tgid, [counter], amount);
+}
+
+/// Raises several counters of a target.
+#[inline(always)]
+pub fn count_each<const N: usize>(tgid: u32, which: [Counter; N], amount: u64) {
     const { assert!(Counter::GateLostBudgets as usize == COUNT - 1) };
     if let Some(counters) = COUNTERS.get_ptr_mut(tgid) {
-        // SAFETY: the counter's number is below COUNTERS, the length of the array.
-        add(unsafe { counters.cast::<u64>().add(counter as usize) }, amount);
+        for counter in which {
+            // SAFETY: the counter's number is below COUNTERS, the length of the array.
+            add(unsafe { counters.cast::<u64>().add(counter as usize) }, amount);
+        }
     }
 }

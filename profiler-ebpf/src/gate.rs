@@ -15,21 +15,57 @@ use profiler_common::{
     sampling::{NOT_KEPT, is_kept_behind_gate},
 };
 
-use crate::{counters::count, entry, maps, release};
+use crate::{
+    counters::{count, count_each},
+    entry, maps, release,
+};
 
-/// A call in the sample, or one that takes a block which is; the cookie is its function's convention, and r11 has what its budget had, or
-/// −1 where the call is in no sample.
+/// A call in the sample that has come back, and resizes nothing: the arguments that say what it was asked for are as when it began. The
+/// cookie is its function's convention, and r11 has what its budget had.
 #[uprobe]
-pub fn gate_call(ctx: ProbeContext) -> u32 {
-    // SAFETY: the helper takes the context as it is.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    // SAFETY: the context of a uprobe program is the registers at the probe.
-    let budget_bytes = unsafe { (*ctx.regs).r11 };
+pub fn gate_whole(ctx: ProbeContext) -> u32 {
     let tgid = current();
     if maps::target(tgid).is_none() {
         return 0;
     }
-    count(tgid, Counter::GateCalls, 1);
+    count_each(tgid, [Counter::GateCalls, Counter::GateReturns], 1);
+    begin(&ctx);
+    end(&ctx);
+    0
+}
+
+/// A function by itself, as the next one, for the little stack that there is.
+#[inline(never)]
+fn begin(ctx: &ProbeContext) -> u32 {
+    follow(ctx, current());
+    0
+}
+
+#[inline(never)]
+fn end(ctx: &ProbeContext) -> u32 {
+    come_back(ctx);
+    0
+}
+
+/// A call that resizes, and is in the sample or takes a block which is; the cookie is its function's convention, and r11 has what its
+/// budget had, or −1 where the call is in no sample.
+#[uprobe]
+pub fn gate_call(ctx: ProbeContext) -> u32 {
+    let tgid = current();
+    if maps::target(tgid).is_some() {
+        count(tgid, Counter::GateCalls, 1);
+        follow(&ctx, tgid);
+    }
+    0
+}
+
+/// Follows a call of a target's.
+#[inline(always)]
+fn follow(ctx: &ProbeContext, tgid: u32) {
+    // SAFETY: the helper takes the context as it is.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    // SAFETY: the context of a uprobe program is the registers at the probe.
+    let budget_bytes = unsafe { (*ctx.regs).r11 };
     let mut is_left_out = false;
     let rate_of = |size_bytes| {
         if is_kept_behind_gate(size_class(size_bytes), budget_bytes) {
@@ -39,25 +75,29 @@ pub fn gate_call(ctx: ProbeContext) -> u32 {
         NOT_KEPT
     };
     // What is left out and resizes a block in the sample is followed all the same.
-    if !entry::enter(&ctx, cookie, rate_of) || is_left_out {
+    if !entry::enter(ctx, cookie, rate_of) || is_left_out {
         count(tgid, Counter::GateUncounted, 1);
     }
-    0
 }
 
 /// Return of a call that has come by [`gate_call`].
 #[uprobe]
 pub fn gate_return(ctx: ProbeContext) -> u32 {
     let tgid = current();
-    if maps::target(tgid).is_none() {
-        return 0;
+    if maps::target(tgid).is_some() {
+        count(tgid, Counter::GateReturns, 1);
+        come_back(&ctx);
     }
-    count(tgid, Counter::GateReturns, 1);
+    0
+}
+
+/// Sees a call that has come back.
+#[inline(always)]
+fn come_back(ctx: &ProbeContext) {
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let regs = unsafe { &*ctx.regs };
     // One that is not counted is not known.
-    entry::came_back(&ctx, regs, regs.rsp);
-    0
+    entry::came_back(ctx, regs, regs.rsp);
 }
 
 /// Free of a block that is in the gate's table, or may have had no room there.

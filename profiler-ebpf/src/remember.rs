@@ -10,7 +10,7 @@ use profiler_common::{
     heap::TotalsKey,
     thread::Thread,
     unwind::{
-        Regs,
+        ReadMemory, Regs,
         remembered::{Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, Words, place},
     },
 };
@@ -116,9 +116,10 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
     if remembered.began_with(regs, knowledge) {
         let needed = u64::from(remembered.length());
         let is_read = needed <= length || {
+            let is_read = read_window(walks, needed, begin);
             // SAFETY: as above.
-            unsafe { (*walks).length = needed };
-            read_window(walks, needed, begin)
+            unsafe { (*walks).length = if is_read { needed } else { 0 } };
+            is_read
         };
         if is_read && finds_the_same(walks, place) != 0 {
             // Not at once as little as this one needs: where two take turns, the longer one is read at once as well.
@@ -129,7 +130,10 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
             return 0;
         }
     }
-    let mut noted = NotedWalk { walk: Walk::new(stack), words: remembered.begin(), begin };
+    // SAFETY: as above.
+    let length = unsafe { (*walks).length };
+    let words = remembered.begin();
+    let mut noted = NotedWalk { walk: Walk::new(stack), words, begin, walks, length };
     // SAFETY: the callback has the signature that the helper asks for, and `noted` outlives the call.
     unsafe { bpf_loop(stack.depth(), walk_frame as *mut c_void, (&raw mut noted).cast(), 0) };
     let come = noted.walk.come();
@@ -158,25 +162,79 @@ struct NotedWalk {
     walk: Walk,
     words: *const Words,
     begin: u64,
+    /// Where the window is, and how many words of it hold something.
+    walks: *const Walks,
+    length: u64,
 }
 
 #[cfg(not(feature = "kernel-walk"))]
 unsafe extern "C" fn walk_frame(_index: u64, noted: *mut c_void) -> i64 {
     // SAFETY: `recall` passes a `NotedWalk` of its own.
     let noted = unsafe { &mut *noted.cast::<NotedWalk>() };
-    unwind::has_ended(advance_noting(&raw mut noted.walk, noted.words, noted.begin))
+    let NotedWalk { words, begin, walks, length, .. } = *noted;
+    unwind::has_ended(advance_noting(&raw mut noted.walk, words, begin, walks, length))
 }
 
 /// [`Walk::advance`] that notes what it reads. A function by itself: the verifier need look at it once, and not for each frame.
 #[cfg(not(feature = "kernel-walk"))]
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn advance_noting(walk: *mut Walk, words: *const Words, begin: u64) -> u64 {
+extern "C" fn advance_noting(
+    walk: *mut Walk,
+    words: *const Words,
+    begin: u64,
+    walks: *const Walks,
+    length: u64,
+) -> u64 {
     // SAFETY: `walk_frame` passes what it has.
     let (Some(walk), Some(words)) = (unsafe { walk.as_mut() }, unsafe { words.as_ref() }) else {
         return 0;
     };
-    u64::from(walk.advance(&Noting { memory: UserMemory, begin, words }))
+    if walks.is_null() {
+        return 0;
+    }
+    // SAFETY: as above; only this thread's programs write it, one after the other.
+    let window = Window { words: unsafe { &(*walks).window }, length, begin };
+    u64::from(walk.advance(&Noting { memory: window, begin, words }))
+}
+
+/// The target's memory, of which a part was read at once: another word of that takes no call of a helper.
+#[cfg(not(feature = "kernel-walk"))]
+struct Window<'window> {
+    words: &'window [u64; WINDOW_WORDS],
+    length: u64,
+    begin: u64,
+}
+
+#[cfg(not(feature = "kernel-walk"))]
+impl Window<'_> {
+    /// A word of that part.
+    #[inline(always)]
+    fn word(&self, address: u64) -> Option<u64> {
+        let offset = address.wrapping_sub(self.begin);
+        let index = offset >> 3;
+        if offset & 7 != 0 || index >= self.length {
+            return None;
+        }
+        // The verifier has to see the bound of what is looked up, and not that of something else that comes to the same.
+        self.words.get(black_box(index) as usize).copied()
+    }
+}
+
+#[cfg(not(feature = "kernel-walk"))]
+impl ReadMemory for Window<'_> {
+    #[inline(always)]
+    fn read_word(&self, address: u64) -> Option<u64> {
+        self.word(address).or_else(|| UserMemory.read_word(address))
+    }
+
+    #[inline(always)]
+    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+        match (self.word(address), self.word(address.wrapping_add(8))) {
+            (Some(first), Some(second)) => Some([first, second]),
+            _ => UserMemory.read_pair(address),
+        }
+    }
 }
 
 /// Takes note that the stack that was walked is known to user space under a key.

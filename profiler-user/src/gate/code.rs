@@ -128,8 +128,11 @@ pub struct Setting {
 /// What a program is to run at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// A call that is in the sample, or that takes a block which is, before anything is done: the stack and the arguments are as the
-    /// caller left them. r11 has what the budget had, or −1 for a call that is not in the sample.
+    /// A call in the sample that resizes nothing, when it has come back: the stack pointer and the arguments that say what is asked for are
+    /// as the caller left them, rax has the result, and r11 what the budget had. One trap for each, where two would be half as much again.
+    Whole,
+    /// A call that resizes, and is in the sample or takes a block which is, before anything is done: the stack and the arguments are as
+    /// the caller left them. r11 has what the budget had, or −1 for a call that is not in the sample.
     Call,
     /// The same call when it has come back: the stack pointer is as it was, rax has the result.
     Return,

@@ -143,12 +143,15 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
             return Ok(departure.with_its_program());
         }
         let described = remains.description.as_ref().filter(|described| there.contains(&&described.code));
-        if let Some(description) = described.filter(|_| !is_taken_out) {
+        if described.is_some() && !is_taken_out {
             let taken = take_out(&stopped, &remains.jumps)?;
             (departure.taken_out, departure.left_alone) = (taken.there, taken.changed);
             // Those that nobody may write back.
             departure.left_alone += remains.functions - remains.jumps.len();
             is_taken_out = true;
+        }
+        // Those that were inside may have come out since.
+        if let Some(description) = described {
             let word = |address| {
                 let bytes = stopped.read(address, 8).ok()?;
                 bytes.first_chunk().map(|word| u64::from_le_bytes(*word))

@@ -94,15 +94,25 @@ pub struct Counts {
     pub inside: u64,
     /// Blocks that had no room in the table.
     pub overflows: u64,
-    /// Times that two calls used up a budget together.
+    /// Samples that were lost: two calls used up a budget together, or one that throws had no memory at first.
     pub lost_budgets: u64,
 }
 
 impl Counts {
-    /// Adds what another gate has counted that is not there any more.
+    /// Adds what another gate has counted.
     pub fn add(&mut self, others: Self) {
+        self.inside += others.inside;
         self.overflows += others.overflows;
         self.lost_budgets += others.lost_budgets;
+    }
+
+    /// What was counted since there was so much.
+    pub const fn since(self, before: Self) -> Self {
+        Self {
+            inside: self.inside.saturating_sub(before.inside),
+            overflows: self.overflows.saturating_sub(before.overflows),
+            lost_budgets: self.lost_budgets.saturating_sub(before.lost_budgets),
+        }
     }
 
     fn read(description: &Description, word: impl Fn(u64) -> Option<u64>) -> Option<Self> {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Description, Gate, GateError, Jump, Prepared, STOP_TRIES, memory::unmap, stop};
+use super::{Counts, Description, Gate, GateError, Jump, Prepared, STOP_TRIES, memory::unmap, stop};
 use crate::{
     gate::table::Table,
     target::{cover::JUMP_BYTES, stopped::Stopped},
@@ -26,7 +26,8 @@ pub struct Known {
 
 impl Prepared {
     /// Lets the process's calls go through this gate instead of `old`, whose memory goes with it. `known` is asked for the blocks that
-    /// the old table had no room for, and `at_turn` is called while everything stands still. Gives how long that was.
+    /// the old table had no room for, and `at_turn` is called while everything stands still. Gives how long that was, and what the old one
+    /// had counted.
     ///
     /// # Errors
     ///
@@ -36,11 +37,11 @@ impl Prepared {
         old: &Gate,
         known: impl Fn() -> Known,
         at_turn: impl Fn() -> Result<(), GateError>,
-    ) -> Result<(Gate, Duration), (GateError, Box<Self>)> {
+    ) -> Result<(Gate, Duration, Counts), (GateError, Box<Self>)> {
         match self.try_succeed(old, known, at_turn) {
-            Ok(stood) => {
+            Ok((stood, counts)) => {
                 let Self { pid, file, words, description, .. } = self;
-                Ok((Gate { pid, file, words, description }, stood))
+                Ok((Gate { pid, file, words, description }, stood, counts))
             }
             Err(error) => Err((error, Box::new(self))),
         }
@@ -51,12 +52,12 @@ impl Prepared {
         old: &Gate,
         known: impl Fn() -> Known,
         at_turn: impl Fn() -> Result<(), GateError>,
-    ) -> Result<Duration, GateError> {
+    ) -> Result<(Duration, Counts), GateError> {
         let began = Instant::now();
         for _ in 0..TRIES {
             let known = known();
             let stopped = stop(self.pid, STOP_TRIES)?;
-            if self.turn(old, &known, &stopped)? {
+            if let Some(counts) = self.turn(old, &known, &stopped)? {
                 if let Err(error) = at_turn() {
                     self.turn_back(old, self.description.jumps.len(), &stopped)?;
                     return Err(error);
@@ -66,7 +67,7 @@ impl Prepared {
                 if let Err(error) = unmap(&stopped, code).and_then(|()| unmap(&stopped, data)) {
                     tracing::warn!(%error, "the memory of a gate stays that another has taken the place of");
                 }
-                return Ok(stopped.release());
+                return Ok((stopped.release(), counts));
             }
             drop(stopped);
             thread::sleep(PAUSE);
@@ -74,20 +75,23 @@ impl Prepared {
         Err(GateError::Busy { pid: self.pid, tries: TRIES, waited: began.elapsed() })
     }
 
-    /// Leads the jumps here; false where a thread is in the old gate, or that has met blocks meanwhile for which it had no room.
-    fn turn(&self, old: &Gate, known: &Known, stopped: &Stopped) -> Result<bool, GateError> {
+    /// Leads the jumps here, and gives what the old gate has counted; `None` where a thread is in that, or it has met blocks meanwhile for
+    /// which it had no room.
+    fn turn(&self, old: &Gate, known: &Known, stopped: &Stopped) -> Result<Option<Counts>, GateError> {
         let (layout, data) = (old.description.layout(), old.description.data.start);
-        let word = |offset| {
-            let bytes = stopped.read(data + offset, 8)?;
-            Ok::<_, GateError>(bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)))
+        let words = stopped.read(data, layout.budgets() as usize)?;
+        let word = |address| {
+            let at = usize::try_from(address - data).ok()?;
+            Some(u64::from_le_bytes(*words.get(at..)?.first_chunk()?))
         };
+        let Some(counts) = Counts::read(&old.description, word) else { return Ok(None) };
         let code = std::slice::from_ref(&old.description.code);
         let is_over = |word: u64| old.description.returns.contains(&word);
-        if word(layout.inside())? != 0
-            || word(layout.overflows())? != known.overflows
+        if counts.inside != 0
+            || counts.overflows != known.overflows
             || stopped.find_words(code)?.found.iter().any(|found| found.at.is_none() || !is_over(found.word))
         {
-            return Ok(false);
+            return Ok(None);
         }
         let length = (layout.table() - layout.filter() + layout.buckets() * 64) as usize;
         let bytes = stopped.read(data + layout.filter(), length)?;
@@ -107,7 +111,7 @@ impl Prepared {
                 return Err(error.into());
             }
         }
-        Ok(true)
+        Ok(Some(counts))
     }
 
     fn pairs<'gates>(&'gates self, old: &'gates Gate) -> impl Iterator<Item = (&'gates Jump, &'gates Jump)> {

@@ -2,7 +2,9 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{CodeLabel, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp},
+    code_asm::{
+        AsmRegister64, CodeLabel, eax, qword_ptr, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, rsp,
+    },
 };
 use profiler_common::call::{Convention, Outcome};
 
@@ -40,7 +42,7 @@ impl Writer<'_> {
             // What it jumps to has to find a return address in here, and not the caller's.
             self.count_inside(true)?;
             self.call_by(place, function.throws, 0)?;
-            self.unless_given(place, &arguments, function.throws)?;
+            self.unless_given(place, &arguments, function.throws, false)?;
             self.count_inside(false)?;
             self.asm.ret()?;
         }
@@ -94,7 +96,14 @@ impl Writer<'_> {
     }
 
     /// Goes on with the function itself, as if nothing had been, where that may throw and its counterpart has given null for want of memory.
-    fn unless_given(&mut self, place: usize, arguments: &Arguments, throws: Throws) -> Result<(), IcedError> {
+    /// Should it then find some after all, a sample is lost by that, and told.
+    fn unless_given(
+        &mut self,
+        place: usize,
+        arguments: &Arguments,
+        throws: Throws,
+        loses_sample: bool,
+    ) -> Result<(), IcedError> {
         let Throws::Unless { gives_size, .. } = throws else { return Ok(()) };
         let mut given = self.asm.create_label();
         self.asm.test(rax, rax)?;
@@ -107,6 +116,9 @@ impl Writer<'_> {
             }
         }
         self.count_inside(false)?;
+        if loses_sample {
+            self.lose_sample()?;
+        }
         let moved = self.moved_of(place);
         self.asm.jmp(moved)?;
         here(&mut self.asm, &mut given)?;
@@ -126,21 +138,28 @@ impl Writer<'_> {
     fn give(&mut self, place: usize, arguments: &Arguments) -> Result<(), IcedError> {
         let mut done = self.asm.create_label();
         self.count_inside(true)?;
-        self.stop(place, Stop::Call)?;
-        match arguments.out {
-            Some(out) => self.asm.push(out)?,
-            None => self.asm.sub(rsp, PADDING)?,
+        let kept: Vec<AsmRegister64> =
+            [Some(r11), Some(arguments.size), arguments.count, arguments.out].into_iter().flatten().collect();
+        for register in &kept {
+            self.asm.push(*register)?;
         }
-        self.call(place, PADDING, true)?;
-        match arguments.out {
-            Some(_) => self.asm.pop(rcx)?,
-            None => self.asm.add(rsp, PADDING)?,
+        // Beside the return address an odd number of words leaves the stack as a call wants it.
+        let padding = if kept.len() % 2 == 0 { PADDING } else { 0 };
+        if padding != 0 {
+            self.asm.sub(rsp, padding)?;
         }
-        self.stop(place, Stop::Return)?;
-        if arguments.out.is_some() {
-            self.asm.test(iced_x86::code_asm::eax, iced_x86::code_asm::eax)?;
+        self.call(place, kept.len() as i32 * 8 + padding, true)?;
+        if padding != 0 {
+            self.asm.add(rsp, padding)?;
+        }
+        for register in kept.iter().rev() {
+            self.asm.pop(*register)?;
+        }
+        self.stop(place, Stop::Whole)?;
+        if let Some(out) = arguments.out {
+            self.asm.test(eax, eax)?;
             self.asm.jne(done)?;
-            self.asm.mov(r8, qword_ptr(rcx))?;
+            self.asm.mov(r8, qword_ptr(out))?;
         } else {
             self.asm.mov(r8, rax)?;
         }
@@ -162,10 +181,13 @@ impl Writer<'_> {
         throws: Throws,
     ) -> Result<(), IcedError> {
         self.count_inside(true)?;
-        self.stop(place, Stop::Call)?;
-        self.call_by(place, throws, 0)?;
-        self.unless_given(place, arguments, throws)?;
-        self.stop(place, Stop::Return)?;
+        self.asm.push(r11)?;
+        self.asm.sub(rsp, PADDING)?;
+        self.call_by(place, throws, 8 + PADDING)?;
+        self.asm.add(rsp, PADDING)?;
+        self.asm.pop(r11)?;
+        self.unless_given(place, arguments, throws, true)?;
+        self.stop(place, Stop::Whole)?;
         self.asm.mov(r8, rax)?;
         self.insert()?;
         self.count_inside(false)?;
@@ -234,7 +256,7 @@ impl Writer<'_> {
         }
         self.stop(place, Stop::Return)?;
         self.settle(convention)?;
-        self.unless_given(place, arguments, throws)?;
+        self.unless_given(place, arguments, throws, false)?;
         self.count_inside(false)?;
         self.asm.ret()
     }

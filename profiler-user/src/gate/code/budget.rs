@@ -88,7 +88,6 @@ impl Writer<'_> {
     /// one that is in the sample; rax and r10 have nothing. The flags are those of r11.
     pub(super) fn refill(&mut self) -> Result<(), IcedError> {
         let gaps = self.data(self.setting.layout.gaps());
-        let lost = self.data(self.setting.layout.lost_budgets());
         let asm = &mut self.asm;
         let mut is_whole = asm.create_label();
         asm.add(rax, r11)?;
@@ -108,8 +107,8 @@ impl Writer<'_> {
             }
         }
         asm.mov(r11, -1_i64)?;
-        asm.mov(r10, lost)?;
-        asm.lock().inc(qword_ptr(r10))?;
+        self.lose_sample()?;
+        let asm = &mut self.asm;
         here(asm, &mut is_whole)?;
         asm.push(rcx)?;
         asm.mov(ecx, dword_ptr(rax + NEXT_GAP as i32))?;
@@ -120,5 +119,11 @@ impl Writer<'_> {
         asm.mov(qword_ptr(rax), r10)?;
         asm.pop(rcx)?;
         asm.test(r11, r11)
+    }
+
+    /// Counts a sample that is lost. Destroys r10.
+    pub(super) fn lose_sample(&mut self) -> Result<(), IcedError> {
+        self.asm.mov(r10, self.data(self.setting.layout.lost_budgets()))?;
+        self.asm.lock().inc(qword_ptr(r10))
     }
 }

@@ -11,7 +11,7 @@ use super::{
     Budget, CodeError, Setting, Stop, Throws, assemble,
     bench::{Bench, GATES_AT},
     model::{Lot, Model},
-    scratch::{self, Seen, answer_with},
+    scratch::{self, Answered, Seen, answer_with},
 };
 use crate::{
     gate::{
@@ -137,6 +137,19 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: &[u64], interval_b
                 assert_eq!((free.address, free.rsp), (bench.site(place, Stop::Free), back.rsp[0]), "{what}");
                 assert_eq!(free.arguments, arguments, "{what}");
             }
+            (Lot::Stops(had), [whole]) => {
+                let convention = shape.convention().expect("it gives a block");
+                let place_of = bench.site(place, Stop::Whole);
+                assert_eq!((whole.address, whole.rsp, whole.rax), (place_of, back.rsp[0], result), "{what}");
+                assert_eq!(whole.r11, had, "{what}");
+                for argument in
+                    [convention.size_argument(), convention.count_argument(), convention.out_argument()]
+                {
+                    let at = usize::try_from(argument).unwrap().saturating_sub(1);
+                    assert!(argument == 0 || whole.arguments[at] == arguments[at], "{what}");
+                }
+                assert_finds_the_caller(&bench, &answered, &what);
+            }
             (Lot::Stops(had), [call, returned]) => {
                 assert_eq!((call.address, call.rsp), (bench.site(place, Stop::Call), back.rsp[0]), "{what}");
                 assert_eq!((call.arguments, call.r11), (arguments, had), "{what}");
@@ -146,10 +159,7 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: &[u64], interval_b
                     (bench.site(place, Stop::Return), back.rsp[0], result),
                     "{what}"
                 );
-                // While it is called, whoever walks the stack finds the gate's caller.
-                let gate = bench.gates.frames.iter().find(|frame| frame.return_address == answered.words[0]);
-                let caller = scratch::caller_of(gate.expect(&what), &answered);
-                assert!(!scratch::is_in(&bench.gates, bench.setting.code_address, caller), "{what}");
+                assert_finds_the_caller(&bench, &answered, &what);
             }
             other => panic!("{what}: {other:x?}"),
         }
@@ -157,6 +167,14 @@ fn compare(seed: u64, budget: Budget, layout: Layout, blocks: &[u64], interval_b
     }
     model.assert_equals(&bench, budget_at);
     Compared { stops, overflows: model.overflows }
+}
+
+/// While a function is called by a gate, whoever walks the stack finds the gate's caller.
+#[track_caller]
+fn assert_finds_the_caller(bench: &Bench, answered: &Answered, what: &str) {
+    let gate = bench.gates.frames.iter().find(|frame| frame.return_address == answered.words[0]);
+    let caller = scratch::caller_of(gate.expect(what), answered);
+    assert!(!scratch::is_in(&bench.gates, bench.setting.code_address, caller), "{what}");
 }
 
 /// Otherwise two calls for more than there can be could make a budget large that is used up.
@@ -277,7 +295,7 @@ fn blocks_of_a_class_are_sampled_alike() {
 }
 
 fn is_kept(bench: &Bench, seen: &Seen, charged: u64) -> bool {
-    seen.address == bench.site(0, Stop::Call) && seen.r11 < charged
+    seen.address == bench.site(0, Stop::Whole) && seen.r11 < charged
 }
 
 /// The first of two functions of a shape may throw, and the other one is its counterpart.
@@ -344,13 +362,16 @@ fn assert_given(bench: &Bench, arguments: [u64; 4], one_more: usize, stops: &[St
 fn nothing_of_the_gate_is_on_the_stack_of_a_function_that_throws() {
     for jumps in [false, true] {
         let bench = throwing(Shape::Size, jumps, 1, 1);
-        assert_given(&bench, [64, 2, 3, 4], 1, &[Stop::Call, Stop::Return]);
-        // Its return is not seen, as if it had thrown.
-        assert_thrown(&bench, [64, 2, 3, 4], &[Stop::Call]);
+        assert_given(&bench, [64, 2, 3, 4], 1, &[Stop::Whole]);
+        let lost = bench.setting.layout.lost_budgets();
+        assert_eq!(bench.data.word(lost), 0);
+        // It is not seen, whether it throws or has some memory after all, but that is told.
+        assert_thrown(&bench, [64, 2, 3, 4], &[]);
+        assert_eq!(bench.data.word(lost), 1);
     }
     let bench = throwing(Shape::HeapCountSize, false, 3, 1);
-    assert_given(&bench, [1, 2, 32, 4], 3, &[Stop::Call, Stop::Return]);
-    assert_thrown(&bench, [1, 2, 32, 4], &[Stop::Call]);
+    assert_given(&bench, [1, 2, 32, 4], 3, &[Stop::Whole]);
+    assert_thrown(&bench, [1, 2, 32, 4], &[]);
 }
 
 /// Where it may jump to another function, that has to find the gate on the stack, also of a call in no sample.

@@ -182,12 +182,13 @@ impl Gates {
 
     /// Adds what they have counted themselves.
     pub(super) fn count(&self, counters: &mut Counters) {
-        counters.add(Counter::GateOverflows, self.past.overflows);
-        counters.add(Counter::GateLostBudgets, self.past.lost_budgets);
-        for counts in self.gates.iter().map(Entry::counts) {
-            counters.add(Counter::GateOverflows, counts.overflows);
-            counters.add(Counter::GateLostBudgets, counts.lost_budgets);
-        }
+        let mut all = self.past;
+        self.gates.iter().for_each(|entry| all.add(entry.counts()));
+        counters.add(Counter::GateOverflows, all.overflows);
+        counters.add(Counter::GateLostBudgets, all.lost_budgets);
+        // What resizes nothing is seen when it has come back; the gate knows of the others.
+        let away = counters.get(Counter::GateCalls).saturating_sub(counters.get(Counter::GateReturns));
+        counters.add(Counter::GateCalls, all.inside.saturating_sub(away));
     }
 
     /// How they are.

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// The programs that are attached to functions, one by one.
-pub(super) const UPROBES: [&str; 11] = [
+pub(super) const UPROBES: [&str; 12] = [
     "alloc_enter",
     "alloc_return",
     "alloc_ret",
@@ -29,6 +29,7 @@ pub(super) const UPROBES: [&str; 11] = [
     "map_enter",
     "unmap_enter",
     "loader_change",
+    GATE_WHOLE,
     GATE_CALL,
     GATE_RETURN,
     GATE_FREE,
@@ -46,11 +47,13 @@ pub(super) const CALL: &str = "alloc_call";
 /// The program that is attached to functions that free.
 pub(super) const FREE: &str = "free_enter";
 
-/// The programs in gates: calls in the sample, their returns, and frees of what is in the sample.
+/// The programs in gates: calls in the sample that have come back, calls that resize and their returns, and frees of what is in the sample.
+pub(super) const GATE_WHOLE: &str = "gate_whole";
+/// See [`GATE_WHOLE`].
 pub(super) const GATE_CALL: &str = "gate_call";
-/// See [`GATE_CALL`].
+/// See [`GATE_WHOLE`].
 pub(super) const GATE_RETURN: &str = "gate_return";
-/// See [`GATE_CALL`].
+/// See [`GATE_WHOLE`].
 pub(super) const GATE_FREE: &str = "gate_free";
 
 /// The programs that most processes need, of those that are attached to many places at once, where one program can see both entries and

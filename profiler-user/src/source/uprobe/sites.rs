@@ -7,7 +7,7 @@ use profiler_common::{
     counters::Counter,
 };
 
-use super::loading::{CALL, FREE, GATE_CALL, GATE_FREE, GATE_RETURN, RETURNS};
+use super::loading::{CALL, FREE, GATE_CALL, GATE_FREE, GATE_RETURN, GATE_WHOLE, RETURNS};
 use crate::{
     gate::{code::Stop, plan},
     target::{
@@ -128,6 +128,7 @@ pub(super) fn behind_gate(
     // Its returns are seen in the gate, with its return address where the caller has put it.
     let convention = shape.convention().unwrap_or_default().of_allocator(number).by_ret();
     let (program, cookie) = match stop {
+        Stop::Whole => (GATE_WHOLE, convention.cookie()),
         Stop::Call => (GATE_CALL, convention.cookie()),
         Stop::Return => (GATE_RETURN, 0),
         Stop::Free => (GATE_FREE, 0),

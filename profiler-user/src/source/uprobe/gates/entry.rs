@@ -57,24 +57,17 @@ impl Entry {
 
     /// The gate is out, or has gone with its program; it had counted so much where that is known.
     pub(super) fn is_over(&mut self, counts: Option<Counts>) {
-        if let Some(counts) = counts {
-            self.seen.set(counts);
-        }
+        self.seen.set(counts.unwrap_or(Counts { inside: 0, ..self.seen.get() }));
         self.is_gone = true;
     }
 
     /// What it has counted for this process. Where its memory is gone, what it had when this was last asked.
     pub(super) fn counts(&self) -> Counts {
-        if !self.is_gone
-            && let Some(now) = self.gate.counts()
-        {
-            self.seen.set(now);
+        if !self.is_gone {
+            // Who was inside when its memory went is not known.
+            let gone = || Counts { inside: 0, ..self.seen.get() };
+            self.seen.set(self.gate.counts().unwrap_or_else(gone));
         }
-        let (seen, before) = (self.seen.get(), self.before);
-        Counts {
-            inside: seen.inside,
-            overflows: seen.overflows.saturating_sub(before.overflows),
-            lost_budgets: seen.lost_budgets.saturating_sub(before.lost_budgets),
-        }
+        self.seen.get().since(self.before)
     }
 }

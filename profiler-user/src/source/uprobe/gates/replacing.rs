@@ -74,7 +74,7 @@ impl Gates {
     ) -> Result<(), RecordError> {
         let Some(entry) = self.gates.get_mut(place) else { return Ok(()) };
         let Some(prepared) = ready.prepared.take() else { return Ok(()) };
-        let old = entry.counts();
+        let before = entry.before;
         let known = || {
             // First the count, for what comes behind it is then noticed.
             let overflows = entry.gate.counts().unwrap_or_default().overflows;
@@ -82,8 +82,8 @@ impl Gates {
         };
         let fed = prepared.feed(ready.plan.interval_bytes);
         match prepared.succeed(&entry.gate, known, at_turn) {
-            Ok((gate, stood)) => {
-                self.past.add(old);
+            Ok((gate, stood, counts)) => {
+                self.past.add(counts.since(before));
                 self.stood.extend(Stood { entering: stood, ..Stood::default() });
                 self.wish.interval_bytes = ready.plan.interval_bytes;
                 self.feeder.add(fed);
