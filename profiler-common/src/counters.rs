@@ -260,7 +260,7 @@ pub const REGISTRY: [Description; COUNTERS] = [
         counter: Counter::GateLostBudgets,
         name: "gate_lost_budgets",
         severity: Severity::Normal,
-        help: "times that two calls used up the gate's budget of a processor at the same time, which is one sample",
+        help: "samples that were lost: two calls used up the gate's budget of a processor at the same time, or one that throws found no memory at first",
     },
 ];
 

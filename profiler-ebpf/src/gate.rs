@@ -29,18 +29,12 @@ pub fn gate_whole(ctx: ProbeContext) -> u32 {
         return 0;
     }
     count_each(tgid, [Counter::GateCalls, Counter::GateReturns], 1);
-    begin(&ctx);
+    follow(&ctx, tgid);
     end(&ctx);
     0
 }
 
-/// A function by itself, as the next one, for the little stack that there is.
-#[inline(never)]
-fn begin(ctx: &ProbeContext) -> u32 {
-    follow(ctx, current());
-    0
-}
-
+/// A function by itself, for the little stack that there is.
 #[inline(never)]
 fn end(ctx: &ProbeContext) -> u32 {
     come_back(ctx);

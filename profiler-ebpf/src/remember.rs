@@ -11,7 +11,7 @@ use profiler_common::{
     thread::Thread,
     unwind::{
         ReadMemory, Regs,
-        remembered::{Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, Words, place},
+        remembered::{Knowledge, Noting, WALKS as REMEMBERED, WINDOW_WORDS, Walks, place},
     },
 };
 
@@ -130,10 +130,10 @@ extern "C" fn recall(walks: *mut Walks, stack: *mut Stack, walked: *mut Walked) 
             return 0;
         }
     }
+    remembered.begin();
     // SAFETY: as above.
-    let length = unsafe { (*walks).length };
-    let words = remembered.begin();
-    let mut noted = NotedWalk { walk: Walk::new(stack), words, begin, walks, length };
+    unsafe { (*walks).begin = begin };
+    let mut noted = NotedWalk { walk: Walk::new(stack), walks, place };
     // SAFETY: the callback has the signature that the helper asks for, and `noted` outlives the call.
     unsafe { bpf_loop(stack.depth(), walk_frame as *mut c_void, (&raw mut noted).cast(), 0) };
     let come = noted.walk.come();
@@ -160,64 +160,48 @@ extern "C" fn finds_the_same(walks: *const Walks, place: u32) -> u64 {
 #[repr(C)]
 struct NotedWalk {
     walk: Walk,
-    words: *const Words,
-    begin: u64,
-    /// Where the window is, and how many words of it hold something.
     walks: *const Walks,
-    length: u64,
+    place: u32,
 }
 
 #[cfg(not(feature = "kernel-walk"))]
 unsafe extern "C" fn walk_frame(_index: u64, noted: *mut c_void) -> i64 {
     // SAFETY: `recall` passes a `NotedWalk` of its own.
     let noted = unsafe { &mut *noted.cast::<NotedWalk>() };
-    let NotedWalk { words, begin, walks, length, .. } = *noted;
-    unwind::has_ended(advance_noting(&raw mut noted.walk, words, begin, walks, length))
+    unwind::has_ended(advance_noting(&raw mut noted.walk, noted.walks, noted.place))
 }
 
 /// [`Walk::advance`] that notes what it reads. A function by itself: the verifier need look at it once, and not for each frame.
 #[cfg(not(feature = "kernel-walk"))]
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn advance_noting(
-    walk: *mut Walk,
-    words: *const Words,
-    begin: u64,
-    walks: *const Walks,
-    length: u64,
-) -> u64 {
-    // SAFETY: `walk_frame` passes what it has.
-    let (Some(walk), Some(words)) = (unsafe { walk.as_mut() }, unsafe { words.as_ref() }) else {
+extern "C" fn advance_noting(walk: *mut Walk, walks: *const Walks, place: u32) -> u64 {
+    // SAFETY: `walk_frame` passes what it has; only this thread's programs write it, one after the other.
+    let (Some(walk), Some(walks)) = (unsafe { walk.as_mut() }, unsafe { walks.as_ref() }) else {
         return 0;
     };
-    if walks.is_null() {
-        return 0;
-    }
-    // SAFETY: as above; only this thread's programs write it, one after the other.
-    let window = Window { words: unsafe { &(*walks).window }, length, begin };
-    u64::from(walk.advance(&Noting { memory: window, begin, words }))
+    let Some(remembered) = walks.walks.get(place as usize) else { return 0 };
+    let (memory, begin, words) = (Window(walks), walks.begin, remembered.words());
+    u64::from(walk.advance(&Noting { memory, begin, words }))
 }
 
 /// The target's memory, of which a part was read at once: another word of that takes no call of a helper.
 #[cfg(not(feature = "kernel-walk"))]
-struct Window<'window> {
-    words: &'window [u64; WINDOW_WORDS],
-    length: u64,
-    begin: u64,
-}
+struct Window<'walks>(&'walks Walks);
 
 #[cfg(not(feature = "kernel-walk"))]
 impl Window<'_> {
     /// A word of that part.
     #[inline(always)]
     fn word(&self, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(self.begin);
+        let Self(walks) = self;
+        let offset = address.wrapping_sub(walks.begin);
         let index = offset >> 3;
-        if offset & 7 != 0 || index >= self.length {
+        if offset & 7 != 0 || index >= walks.length {
             return None;
         }
         // The verifier has to see the bound of what is looked up, and not that of something else that comes to the same.
-        self.words.get(black_box(index) as usize).copied()
+        walks.window.get(black_box(index) as usize).copied()
     }
 }
 

@@ -54,10 +54,20 @@ fn what_is_thrown_where_there_is_no_memory_is_caught_by_every_allocator() {
     }
 }
 
+/// How often it is tried to lose no budget: two threads, or one and a handler of its signals, may use one up together.
+const TRIES: u32 = 10;
+
 /// Runs a guest through its gates, by which its numbers are its ledger's, and reconciles.
 #[track_caller]
 fn assert_exact(name: &str, preloaded: &str, commands: &[&str]) {
-    let Some(mut guest) = guest_with(name, preloaded) else { return };
+    let is_exact = (0..TRIES).any(|_| is_exact(name, preloaded, commands));
+    assert!(is_exact, "{name}, {preloaded}: budgets were lost each time");
+}
+
+/// The same; false where it may be that a budget was lost: no more is missing than is told of.
+#[track_caller]
+fn is_exact(name: &str, preloaded: &str, commands: &[&str]) -> bool {
+    let Some(mut guest) = guest_with(name, preloaded) else { return true };
     let before = guest.ledger();
     let recording = gate::attach(guest.pid());
     for command in commands {
@@ -67,13 +77,13 @@ fn assert_exact(name: &str, preloaded: &str, commands: &[&str]) {
     let (_, profile) = gate::finish(recording);
     if name == "operators" {
         // It was there before.
-        ledger.assert_equals_but(&profile, "early_malloc");
-        // Some throw, and a handler of theirs frees in the midst of them.
-        assert!(
-            profile.counter("gate_calls") - profile.counter("gate_returns") <= 100,
-            "{:#?}",
-            profile.comments
-        );
+        let ledger = ledger.without("early_malloc");
+        // What throws is told of as well, and that is no block: whether a block is missing for it is not known.
+        if ledger != ledger.of_profile(&profile) {
+            gate::assert_lacks_only_what_is_told(&ledger, &profile);
+            return false;
+        }
+        assert_eq!(profile.counter("gate_calls"), profile.counter("gate_returns"), "{:#?}", profile.comments);
     } else if name == "release" {
         // Its threads may use up a budget together, which is one sample, and is told.
         gate::assert_told(&ledger, &profile);
@@ -83,6 +93,7 @@ fn assert_exact(name: &str, preloaded: &str, commands: &[&str]) {
     }
     assert_eq!(gate::mapped(guest.pid()), 0);
     guest.exit();
+    true
 }
 
 #[test]
@@ -317,7 +328,6 @@ fn nothing_is_changed_while_another_process_has_the_memory() {
 
 #[test]
 fn threads_leave_calls_of_the_sample_in_every_way() {
-    const TRIES: u32 = 10;
     for how in ["longjmp", "exit", "cancel"] {
         assert!((0..TRIES).any(|_| is_exact_where_threads_leave(how)), "{how}: budgets were lost each time");
     }

@@ -112,16 +112,15 @@ pub struct RememberedWalk {
 }
 
 impl RememberedWalk {
-    /// Forgets what was remembered and begins with another one: gives where to take down what it reads.
+    /// Forgets what was remembered and begins with another one, which takes down what it reads in [`Self::words`].
     #[inline(always)]
-    pub fn begin(&self) -> &Words {
+    pub fn begin(&self) {
         // No walk begins with this.
         self.regs.set(Regs { pc: 0, sp: 0, fp: 0 });
         self.announced.set(0);
         self.words.count.set(0);
         self.words.length.set(1);
         self.words.asks_for_fp.set(0);
-        &self.words
     }
 
     /// Remembers the walk that was begun, if it can be known again; `knowledge` is from before it began.
@@ -160,6 +159,12 @@ impl RememberedWalk {
             }
         }
         true
+    }
+
+    /// Where it takes down what it reads.
+    #[inline(always)]
+    pub const fn words(&self) -> &Words {
+        &self.words
     }
 
     /// How many words of the window it is known again by.
@@ -203,6 +208,8 @@ pub const fn place(regs: Regs) -> u32 {
 pub struct Walks {
     /// How many words the window holds, or will the next time: about as many as the last walks were known by.
     pub length: u64,
+    /// Where on the stack the window begins, for a walk that reads words of it.
+    pub begin: u64,
     /// The words from the return address of an allocator function on.
     pub window: [u64; WINDOW_WORDS],
     /// The walks, by [`place`].
@@ -299,7 +306,8 @@ mod tests {
     }
 
     fn remember(remembered: &RememberedWalk, regs: Regs, rows: &[Row], words: &[u64]) -> (bool, Come) {
-        let memory = Noting { memory: Stack(BEGIN, words), begin: BEGIN, words: remembered.begin() };
+        remembered.begin();
+        let memory = Noting { memory: Stack(BEGIN, words), begin: BEGIN, words: remembered.words() };
         let come = walk(regs, rows, &memory);
         (remembered.finish(regs, BY, come), come)
     }
@@ -419,7 +427,8 @@ mod tests {
         let few = Come { depth: 0, ..walk(regs, &rows, &Stack(BEGIN, &words)) };
         assert_eq!(few.end, WalkEnd::Cut as u16);
         let long = |count: usize| {
-            let words = remembered.begin();
+            remembered.begin();
+            let words = remembered.words();
             (0..count).for_each(|index| words.note(8 * index as u64, 1));
             remembered.finish(regs, BY, few)
         };
