@@ -144,7 +144,7 @@ impl Writer<'_> {
             self.asm.push(*register)?;
         }
         // Beside the return address an odd number of words leaves the stack as a call wants it.
-        let padding = if kept.len() % 2 == 0 { PADDING } else { 0 };
+        let padding = if kept.len().is_multiple_of(2) { PADDING } else { 0 };
         if padding != 0 {
             self.asm.sub(rsp, padding)?;
         }
