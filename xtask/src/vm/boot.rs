@@ -21,7 +21,7 @@ pub(super) struct Machine {
     pub(super) package: &'static str,
     /// The processor, as qemu names it.
     pub(super) cpu: &'static str,
-    /// The test binaries that are run there, where they are not all.
+    /// The test binaries that are run there, where they are not all and nobody asks for this machine alone.
     pub(super) only: &'static [&'static str],
     /// Whether heaptap runs there; where it does not, `heaptap doctor` has to say so and no test runs.
     pub(super) is_supported: bool,
