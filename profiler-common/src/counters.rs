@@ -236,7 +236,7 @@ pub const REGISTRY: [Description; COUNTERS] = [
         counter: Counter::GateUncounted,
         name: "gate_uncounted",
         severity: Severity::Normal,
-        help: "of the gate_calls, those that are no sample: part of another allocator call, or sampled for bytes that others of their size class lack",
+        help: "of the gate_calls, those that are no sample: part of another allocator call, or resizes of a block that was none",
     },
     Description {
         counter: Counter::GateFrees,

@@ -9,11 +9,7 @@ use aya_ebpf::{
     macros::uprobe,
     programs::ProbeContext,
 };
-use profiler_common::{
-    counters::Counter,
-    heap::size_class,
-    sampling::{NOT_KEPT, is_kept_behind_gate},
-};
+use profiler_common::{counters::Counter, sampling::NOT_KEPT};
 
 use crate::{
     counters::{count, count_each},
@@ -60,16 +56,10 @@ fn follow(ctx: &ProbeContext, tgid: u32) {
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     // SAFETY: the context of a uprobe program is the registers at the probe.
     let budget_bytes = unsafe { (*ctx.regs).r11 };
-    let mut is_left_out = false;
-    let rate_of = |size_bytes| {
-        if is_kept_behind_gate(size_class(size_bytes), budget_bytes) {
-            return maps::rate_behind_gate();
-        }
-        is_left_out = budget_bytes.cast_signed() >= 0;
-        NOT_KEPT
-    };
-    // What is left out and resizes a block in the sample is followed all the same.
-    if !entry::enter(ctx, cookie, rate_of) || is_left_out {
+    let is_in_sample = budget_bytes.cast_signed() >= 0;
+    // What is not and resizes a block that is, is followed all the same.
+    let rate_of = |_| if is_in_sample { maps::rate_behind_gate() } else { NOT_KEPT };
+    if !entry::enter(ctx, cookie, rate_of) {
         count(tgid, Counter::GateUncounted, 1);
     }
 }

@@ -49,7 +49,7 @@ impl Writer<'_> {
         self.moved(place, function)?;
         here(&mut self.asm, &mut sampled)?;
         self.undo_late(function)?;
-        self.refill()?;
+        self.refill(&arguments)?;
         self.asm.js(on)?;
         match (arguments.old, function.throws) {
             (Some(_), _) => {
@@ -215,7 +215,7 @@ impl Writer<'_> {
             self.asm.mov(r11, -1_i64)?;
             self.asm.jmp(drawn)?;
             here(&mut self.asm, &mut sampled)?;
-            self.refill()?;
+            self.refill(arguments)?;
             self.asm.jns(drawn)?;
             self.asm.mov(r11, -1_i64)?;
             here(&mut self.asm, &mut drawn)?;

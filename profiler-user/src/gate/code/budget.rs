@@ -2,8 +2,9 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{CodeLabel, byte_ptr, dword_ptr, eax, ecx, qword_ptr, r10, r11, rax, rcx},
+    code_asm::{CodeLabel, byte_ptr, cl, dword_ptr, eax, ecx, qword_ptr, r10, r10d, r11, rax, rcx},
 };
+use profiler_common::heap::class_limit_bytes;
 
 use super::{Arguments, Budget, Writer, here};
 use crate::gate::{
@@ -20,6 +21,9 @@ const TOO_MUCH: u64 = 1 << 46;
 /// Of a charge with one of these bits set it is looked closer whether it is too much: an immediate operand has 32 bits, of which the
 /// highest stands for all above.
 const LARGE: i32 = i32::MIN;
+
+/// The largest size of the first size class, in bytes.
+const SMALL: i32 = class_limit_bytes(0) as i32;
 
 impl Writer<'_> {
     /// Takes a call's bytes off the budget; goes to `sampled` where that was not enough, with rax and r11, which together are the
@@ -84,9 +88,10 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Fills the budget up with the next gap. r11 then has what it had before the call, or −1 where another call comes in between, and is the
-    /// one that is in the sample; rax and r10 have nothing. The flags are those of r11.
-    pub(super) fn refill(&mut self) -> Result<(), IcedError> {
+    /// Fills the budget up with the next gap. r11 then has what it had before the call, or −1 where the call is in no sample: another one comes
+    /// in between, and is in it, or the byte is not among those that every block of the size class has
+    /// ([`profiler_common::sampling::is_kept_behind_gate`]). rax and r10 have nothing. The flags are those of r11.
+    pub(super) fn refill(&mut self, arguments: &Arguments) -> Result<(), IcedError> {
         let gaps = self.data(self.setting.layout.gaps());
         let asm = &mut self.asm;
         let mut is_whole = asm.create_label();
@@ -108,8 +113,9 @@ impl Writer<'_> {
         }
         asm.mov(r11, -1_i64)?;
         self.lose_sample()?;
+        here(&mut self.asm, &mut is_whole)?;
+        self.keep_by_class(arguments)?;
         let asm = &mut self.asm;
-        here(asm, &mut is_whole)?;
         asm.push(rcx)?;
         asm.mov(ecx, dword_ptr(rax + NEXT_GAP as i32))?;
         asm.inc(dword_ptr(rax + NEXT_GAP as i32))?;
@@ -119,6 +125,42 @@ impl Writer<'_> {
         asm.mov(qword_ptr(rax), r10)?;
         asm.pop(rcx)?;
         asm.test(r11, r11)
+    }
+
+    /// Makes r11 −1 unless it is less than what the smallest block of the size class is charged. There are four classes to every doubling, each
+    /// from one more than three bits and zeros on, and one of all blocks up to 16 bytes. Destroys r10.
+    fn keep_by_class(&mut self, arguments: &Arguments) -> Result<(), IcedError> {
+        let asm = &mut self.asm;
+        let (mut is_small, mut charged, mut is_kept) =
+            (asm.create_label(), asm.create_label(), asm.create_label());
+        asm.mov(r10, arguments.size)?;
+        if let Some(count) = arguments.count {
+            let mut is_product = asm.create_label();
+            asm.imul_2(r10, count)?;
+            asm.jno(is_product)?;
+            asm.mov(r10, TOO_MUCH)?;
+            here(asm, &mut is_product)?;
+        }
+        // One less, but of 0.
+        asm.sub(r10, 1)?;
+        asm.adc(r10, 0)?;
+        asm.cmp(r10, SMALL)?;
+        asm.jb(is_small)?;
+        asm.push(rcx)?;
+        asm.bsr(rcx, r10)?;
+        asm.sub(ecx, 2)?;
+        asm.shr(r10, cl)?;
+        asm.shl(r10, cl)?;
+        asm.pop(rcx)?;
+        asm.add(r10, 1 + CHARGE_BYTES)?;
+        asm.jmp(charged)?;
+        here(asm, &mut is_small)?;
+        asm.mov(r10d, CHARGE_BYTES)?;
+        here(asm, &mut charged)?;
+        asm.cmp(r11, r10)?;
+        asm.jb(is_kept)?;
+        asm.mov(r11, -1_i64)?;
+        here(asm, &mut is_kept)
     }
 
     /// Counts a sample that is lost. Destroys r10.

@@ -1,6 +1,10 @@
 //! What gates do, once more in Rust, for tests to compare with.
 
-use profiler_common::call::{Outcome, Shape};
+use profiler_common::{
+    call::{Convention, Outcome, Shape},
+    heap::size_class,
+    sampling::is_kept_behind_gate,
+};
 
 use super::bench::Bench;
 use crate::gate::{
@@ -27,6 +31,16 @@ pub(super) enum Lot {
     Through,
     /// It stops, with what r11 has to have.
     Stops(u64),
+}
+
+/// What a function is asked for; where that is no number, more than there is.
+fn bytes_asked_for(convention: Convention, arguments: [u64; 4]) -> u64 {
+    let of = |number: u64| arguments[usize::try_from(number - 1).unwrap()];
+    let size = of(convention.size_argument());
+    match convention.count_argument() {
+        0 => size,
+        count => of(count).cast_signed().checked_mul(size.cast_signed()).map_or(u64::MAX, i64::cast_unsigned),
+    }
 }
 
 impl Model {
@@ -71,7 +85,8 @@ impl Model {
         self.budget = self.gaps[self.next as usize % GAPS];
         self.next = self.next.wrapping_add(1);
         self.lost_budgets += u64::from(had < 0);
-        (had >= 0).then_some(had)
+        let size = bytes_asked_for(convention, arguments);
+        (had >= 0 && is_kept_behind_gate(size_class(size), had.cast_unsigned())).then_some(had)
     }
 
     /// Takes a block out: whether it was in there, or `None` where that is not known.
@@ -121,14 +136,7 @@ impl Model {
         if removed == Some(false) && drawn.is_none() {
             return Lot::Through;
         }
-        let size = match convention.count_argument() {
-            0 => of(convention.size_argument()),
-            count => {
-                let product =
-                    of(count).cast_signed().checked_mul(of(convention.size_argument()).cast_signed());
-                product.map_or(u64::MAX, i64::cast_unsigned)
-            }
-        };
+        let size = bytes_asked_for(convention, arguments);
         const STORED: u64 = Outcome::Stored as u64;
         const SIZE: u64 = Outcome::Size as u64;
         let block = match convention.outcome() {
