@@ -152,11 +152,7 @@ pub(super) fn leave(pid: u32, file: &File, remains: &Remains) -> Result<Departur
         }
         // Those that were inside may have come out since.
         if let Some(description) = described {
-            let word = |address| {
-                let bytes = stopped.read(address, 8).ok()?;
-                bytes.first_chunk().map(|word| u64::from_le_bytes(*word))
-            };
-            departure.counts = Counts::read(description, word);
+            departure.counts = Counts::of_stopped(description, &stopped).ok().flatten();
         }
         departure.stays =
             if remains.is_unknown { Some(Stay::Unknown) } else { use_of(&stopped, described, &there)? };

@@ -115,6 +115,17 @@ impl Counts {
         }
     }
 
+    /// What one has counted whose process stands still.
+    fn of_stopped(description: &Description, stopped: &Stopped) -> Result<Option<Self>, StopError> {
+        let start = description.data.start;
+        let words = stopped.read(start, description.layout().budgets() as usize)?;
+        let word = |address: u64| {
+            let at = usize::try_from(address - start).ok()?;
+            Some(u64::from_le_bytes(*words.get(at..)?.first_chunk()?))
+        };
+        Ok(Self::read(description, word))
+    }
+
     fn read(description: &Description, word: impl Fn(u64) -> Option<u64>) -> Option<Self> {
         let (start, layout) = (description.data.start, description.layout());
         Some(Self {

@@ -79,12 +79,7 @@ impl Prepared {
     /// which it had no room.
     fn turn(&self, old: &Gate, known: &Known, stopped: &Stopped) -> Result<Option<Counts>, GateError> {
         let (layout, data) = (old.description.layout(), old.description.data.start);
-        let words = stopped.read(data, layout.budgets() as usize)?;
-        let word = |address| {
-            let at = usize::try_from(address - data).ok()?;
-            Some(u64::from_le_bytes(*words.get(at..)?.first_chunk()?))
-        };
-        let Some(counts) = Counts::read(&old.description, word) else { return Ok(None) };
+        let Some(counts) = Counts::of_stopped(&old.description, stopped)? else { return Ok(None) };
         let code = std::slice::from_ref(&old.description.code);
         let is_over = |word: u64| old.description.returns.contains(&word);
         if counts.inside != 0

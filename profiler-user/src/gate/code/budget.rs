@@ -2,7 +2,9 @@
 
 use iced_x86::{
     IcedError,
-    code_asm::{CodeLabel, byte_ptr, cl, dword_ptr, eax, ecx, qword_ptr, r10, r10d, r11, rax, rcx},
+    code_asm::{
+        AsmRegister64, CodeLabel, byte_ptr, cl, dword_ptr, eax, ecx, qword_ptr, r10, r10d, r11, rax, rcx,
+    },
 };
 use profiler_common::heap::class_limit_bytes;
 
@@ -30,20 +32,15 @@ impl Writer<'_> {
     /// address of the budget, and r10, which [`Writer::refill`] wants.
     pub(super) fn draw(&mut self, arguments: &Arguments, sampled: CodeLabel) -> Result<(), IcedError> {
         let budgets = self.data(self.setting.layout.budgets());
-        let asm = &mut self.asm;
-        let (large, mut fits) = (asm.create_label(), asm.create_label());
         match arguments.count {
-            None => asm.lea(r10, qword_ptr(arguments.size + CHARGE_BYTES))?,
+            None => self.asm.lea(r10, qword_ptr(arguments.size + CHARGE_BYTES))?,
             Some(count) => {
-                let mut is_product = asm.create_label();
-                asm.mov(r10, count)?;
-                asm.imul_2(r10, arguments.size)?;
-                asm.jno(is_product)?;
-                asm.mov(r10, TOO_MUCH)?;
-                here(asm, &mut is_product)?;
-                asm.add(r10, CHARGE_BYTES)?;
+                self.multiply(arguments.size, count)?;
+                self.asm.add(r10, CHARGE_BYTES)?;
             }
         }
+        let asm = &mut self.asm;
+        let (large, mut fits) = (asm.create_label(), asm.create_label());
         asm.test(r10, LARGE)?;
         asm.jne(large)?;
         here(asm, &mut fits)?;
@@ -130,17 +127,13 @@ impl Writer<'_> {
     /// Makes r11 −1 unless it is less than what the smallest block of the size class is charged. There are four classes to every doubling, each
     /// from one more than three bits and zeros on, and one of all blocks up to 16 bytes. Destroys r10.
     fn keep_by_class(&mut self, arguments: &Arguments) -> Result<(), IcedError> {
+        match arguments.count {
+            None => self.asm.mov(r10, arguments.size)?,
+            Some(count) => self.multiply(arguments.size, count)?,
+        }
         let asm = &mut self.asm;
         let (mut is_small, mut charged, mut is_kept) =
             (asm.create_label(), asm.create_label(), asm.create_label());
-        asm.mov(r10, arguments.size)?;
-        if let Some(count) = arguments.count {
-            let mut is_product = asm.create_label();
-            asm.imul_2(r10, count)?;
-            asm.jno(is_product)?;
-            asm.mov(r10, TOO_MUCH)?;
-            here(asm, &mut is_product)?;
-        }
         // One less, but of 0.
         asm.sub(r10, 1)?;
         asm.adc(r10, 0)?;
@@ -161,6 +154,16 @@ impl Writer<'_> {
         asm.jb(is_kept)?;
         asm.mov(r11, -1_i64)?;
         here(asm, &mut is_kept)
+    }
+
+    /// Leaves in r10 what so many of a size take, or [`TOO_MUCH`] where that is no number.
+    fn multiply(&mut self, size: AsmRegister64, count: AsmRegister64) -> Result<(), IcedError> {
+        let mut is_product = self.asm.create_label();
+        self.asm.mov(r10, count)?;
+        self.asm.imul_2(r10, size)?;
+        self.asm.jno(is_product)?;
+        self.asm.mov(r10, TOO_MUCH)?;
+        here(&mut self.asm, &mut is_product)
     }
 
     /// Counts a sample that is lost. Destroys r10.

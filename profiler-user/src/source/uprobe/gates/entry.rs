@@ -57,16 +57,19 @@ impl Entry {
 
     /// The gate is out, or has gone with its program; it had counted so much where that is known.
     pub(super) fn is_over(&mut self, counts: Option<Counts>) {
-        self.seen.set(counts.unwrap_or(Counts { inside: 0, ..self.seen.get() }));
+        self.look(counts);
         self.is_gone = true;
+    }
+
+    /// Takes in what it has counted by now; where its memory is gone, it is not known who was inside.
+    fn look(&self, counts: Option<Counts>) {
+        self.seen.set(counts.unwrap_or(Counts { inside: 0, ..self.seen.get() }));
     }
 
     /// What it has counted for this process. Where its memory is gone, what it had when this was last asked.
     pub(super) fn counts(&self) -> Counts {
         if !self.is_gone {
-            // Who was inside when its memory went is not known.
-            let gone = || Counts { inside: 0, ..self.seen.get() };
-            self.seen.set(self.gate.counts().unwrap_or_else(gone));
+            self.look(self.gate.counts());
         }
         self.seen.get().since(self.before)
     }
