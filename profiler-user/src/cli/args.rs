@@ -322,8 +322,8 @@ pub struct CapacityArgs {
           value_parser = clap::value_parser!(u32).range(1..=MAX_FRAMES as i64))]
     pub stack_depth: u32,
 
-    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096 [default: 33554432, or 8388608 for a process that
-    /// sleeps, but no more than an eighth of the memory].
+    /// Size of the buffer for new stacks, in bytes: a power of two, at least 4096, and at least 65536 for stacks of more than 12 KiB to
+    /// be known [default: 33554432, or 8388608 for a process that sleeps, but no more than an eighth of the memory].
     #[arg(long, value_name = "BYTES", value_parser = ring_bytes)]
     pub ring_bytes: Option<u32>,
 }
