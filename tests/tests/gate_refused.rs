@@ -286,7 +286,7 @@ fn a_forged_gate_that_makes_no_sense_is_left_alone() {
     let forged = Forged::make();
     let length = u64::MAX.to_le_bytes();
     for bytes in
-        [&b"heaptap gate 1\n\0"[..], b"heaptap gate 2\n\0", &[&b"heaptap gate 2\n\0"[..], &length].concat()]
+        [&b"heaptap gate 1\n\0"[..], b"heaptap gate 3\n\0", &[&b"heaptap gate 3\n\0"[..], &length].concat()]
     {
         forged.write(bytes, 0);
         let before = Belongings::of(forged.guest.pid());

@@ -28,8 +28,8 @@ mod tests;
 use iced_x86::{
     BlockEncoderOptions, Code, FlowControl, IcedError, Instruction,
     code_asm::{
-        AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, qword_ptr, r8, r9, rcx, rdi, rdx, rsi,
-        rsp,
+        AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeAssemblerResult, CodeLabel, qword_ptr, r8, r9,
+        rcx, rdi, rdx, rsi, rsp,
     },
 };
 use profiler_common::call::{Convention, Outcome, Shape};
@@ -70,10 +70,9 @@ pub enum CodeError {
 /// Which budget is a thread's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
-    /// That of the processor that it runs on, by `struct rseq`'s cpu_id_start so far behind the thread pointer
-    /// (include/uapi/linux/rseq.h): nearly always its own for a while.
+    /// That of the processor that it runs on, by its `struct rseq` (include/uapi/linux/rseq.h): nearly always its own for a while.
     OfCpu {
-        /// Where it is, in bytes.
+        /// How far behind the thread pointer that is, in bytes.
         offset: i32,
     },
     /// One that it may share with others that run at the same time.
@@ -117,7 +116,7 @@ pub struct Function {
 pub struct Setting {
     /// Where the code will be.
     pub code_address: u64,
-    /// Where the data will be.
+    /// Where the data will be. Below 2 GiB, operands have room for it, which is faster.
     pub data_address: u64,
     /// What lies where in the data.
     pub layout: Layout,
@@ -346,6 +345,22 @@ impl<'setting> Writer<'setting> {
         here(&mut self.asm, &mut label)?;
         self.frames.push((label, frame_bytes + 8, is_counted));
         Ok(())
+    }
+
+    /// What lies in the data as far behind an offset as a register has. Where an instruction has no room for that address, `base` is
+    /// made to have it.
+    fn indexed(
+        &mut self,
+        base: AsmRegister64,
+        index: AsmRegister64,
+        offset: u64,
+    ) -> Result<AsmMemoryOperand, IcedError> {
+        let address = self.data(offset);
+        if let Ok(low) = i32::try_from(address) {
+            return Ok(index + low);
+        }
+        self.asm.mov(base, address)?;
+        Ok(base + index)
     }
 
     /// The address of something in the data.

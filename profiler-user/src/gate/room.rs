@@ -1,4 +1,5 @@
-//! Where in a process a gate's code has room: so near to its allocator that jumps reach from the one to the other.
+//! Where in a process a gate has room: its code so near to its allocator that jumps reach from the one to the other, and its data at
+//! addresses that fit an instruction.
 
 use std::ops::Range;
 
@@ -6,13 +7,20 @@ use std::ops::Range;
 const REACH_BYTES: u64 = (1 << 31) - (1 << 16);
 
 /// What is left free beside what is there: a neighbour may grow, and one that reads beyond its end is to fail as before.
-const MARGIN_BYTES: u64 = 1 << 16;
+pub const MARGIN_BYTES: u64 = 1 << 16;
 
 /// The lowest address that a process may map at, whatever `vm.mmap_min_addr` says.
 const LOWEST: u64 = 1 << 16;
 
 /// The end of what user space has with page tables of four levels.
 const HIGHEST: u64 = (1 << 47) - 4096;
+
+/// The end of the addresses that fit a displacement of 32 bits, which has a sign.
+const LOW: u64 = 1 << 31;
+
+/// What is left to a data segment in front of that, which begins anywhere in the first GiB or behind it where the program is not
+/// position-independent (`arch_randomize_brk` in arch/x86/kernel/process.c).
+const GROWTH_BYTES: u64 = 1 << 29;
 
 /// An address at which `length_bytes`, a multiple of a page, can be mapped near `module`; `None` where there is no room.
 ///
@@ -25,11 +33,7 @@ pub fn near(
     growing: Option<u64>,
 ) -> Option<u64> {
     let needed = length_bytes.checked_add(2 * MARGIN_BYTES)?;
-    let gaps = || {
-        let ends = std::iter::once(LOWEST).chain(mapped.iter().map(|range| range.end));
-        let starts = mapped.iter().map(|range| range.start).chain(std::iter::once(HIGHEST));
-        ends.zip(starts).filter(move |(from, to)| to.saturating_sub(*from) >= needed)
-    };
+    let gaps = || gaps(mapped).filter(move |(from, to)| to.saturating_sub(*from) >= needed);
     let reaches = |address: &u64| {
         module.end.saturating_sub(*address) <= REACH_BYTES
             && (*address + length_bytes).saturating_sub(module.start) <= REACH_BYTES
@@ -40,6 +44,24 @@ pub fn near(
         .map(|(from, _)| from + MARGIN_BYTES);
     let nearest = below.filter(reaches).max();
     nearest.or_else(|| above.filter(reaches).min()).map(|address| address & !4095)
+}
+
+/// The highest address below 2 GiB at which `length_bytes`, a multiple of a page, can be mapped; `None` where there is no room, or a data
+/// segment would have little left. `mapped` and `growing` as in [`near`].
+pub fn low(mapped: &[Range<u64>], length_bytes: u64, growing: Option<u64>) -> Option<u64> {
+    let room = |(from, to): (u64, u64)| {
+        let before = if growing == Some(from) { GROWTH_BYTES } else { MARGIN_BYTES };
+        let address = to.min(LOW).checked_sub(MARGIN_BYTES)?.checked_sub(length_bytes)?;
+        (address >= from.checked_add(before)?).then_some(address & !4095)
+    };
+    gaps(mapped).filter_map(room).max()
+}
+
+/// What is free, as far as the kernel gives it to anybody.
+fn gaps(mapped: &[Range<u64>]) -> impl Iterator<Item = (u64, u64)> {
+    let ends = std::iter::once(LOWEST).chain(mapped.iter().map(|range| range.end));
+    let starts = mapped.iter().map(|range| range.start).chain(std::iter::once(HIGHEST));
+    ends.zip(starts)
 }
 
 #[cfg(test)]
@@ -80,6 +102,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_low_is_as_high_as_it_can_be_and_leaves_the_heap_some_room() {
+        let end = |address: Option<u64>| address.map(|address| address + PAGE + MARGIN_BYTES);
+        assert_eq!(end(low(&[LIBRARY], PAGE, None)), Some(LOW));
+        assert_eq!(end(low(&[], PAGE, None)), Some(LOW));
+        let above = 0x7fff_8000..0x9000_0000;
+        assert_eq!(end(low(std::slice::from_ref(&above), PAGE, None)), Some(0x7fff_8000));
+        let program = 0x40_0000..0x3000_0000;
+        assert_eq!(end(low(std::slice::from_ref(&program), PAGE, Some(program.end))), Some(LOW));
+        let (grown, behind) = (0x40_0000..0x7000_0000, 0x7000_0000);
+        assert_eq!(end(low(std::slice::from_ref(&grown), PAGE, Some(behind))), Some(grown.start));
+        assert_eq!(end(low(std::slice::from_ref(&grown), PAGE, None)), Some(LOW));
+        assert_eq!(low(std::slice::from_ref(&(0..LOW)), PAGE, None), None);
+        assert_eq!(low(&[], LOW, None), None);
+        assert_eq!(low(&[], u64::MAX, None), None);
+    }
+
+    #[test]
     fn whatever_is_mapped_what_is_found_overlaps_nothing_and_is_near() {
         let mut numbers = Numbers::new();
         let mut number = || numbers.next();
@@ -97,7 +136,12 @@ mod tests {
             let Some(address) = near(&mapped, &module, length_bytes, Some(mapped[3].end)) else { continue };
             found += 1;
             let room = address..address + length_bytes;
-            assert!(mapped.iter().all(|range| range.end <= room.start || room.end <= range.start));
+            let is_free = |room: &Range<u64>| {
+                mapped.iter().all(|range| range.end <= room.start || room.end <= range.start)
+            };
+            assert!(is_free(&room));
+            let low = low(&mapped, length_bytes, Some(mapped[3].end));
+            assert!(low.is_none_or(|low| low + length_bytes < LOW && is_free(&(low..low + length_bytes))));
             assert!(address.is_multiple_of(PAGE));
             for here in [room.start, room.end] {
                 for there in [module.start, module.end] {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the file begins with.
-const MAGIC: &[u8; 16] = b"heaptap gate 2\n\0";
+const MAGIC: &[u8; 16] = b"heaptap gate 3\n\0";
 
 /// `int3`
 const BREAKPOINT: u8 = 0xcc;

@@ -27,14 +27,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Makes and maps it: the code at an address, the data anywhere. The process has no descriptor of it behind this.
-    pub(super) fn map(
-        stopped: &Stopped,
-        pid: u32,
-        at: u64,
-        code_bytes: u64,
-        data_bytes: u64,
-    ) -> Result<Self, GateError> {
+    /// Makes and maps it: the code in a place, the data in another or, where there is none for it, anywhere. The process has no descriptor of it
+    /// behind this.
+    pub(super) fn map(stopped: &Stopped, pid: u32, place: Place) -> Result<Self, GateError> {
         let descriptor = create(stopped).map_err(|error| match error {
             // Of this call, nothing else is not permitted.
             StopError::Call { source, .. } if source.raw_os_error() == Some(libc::EACCES) => {
@@ -42,38 +37,29 @@ impl Memory {
             }
             error => error.into(),
         })?;
-        let mapped = Self::map_file(stopped, pid, descriptor, at, code_bytes, data_bytes);
+        let mapped = Self::map_file(stopped, pid, descriptor, place);
         let closed = close(stopped, descriptor);
         let memory = mapped?;
         closed?;
         Ok(memory)
     }
 
-    fn map_file(
-        stopped: &Stopped,
-        pid: u32,
-        descriptor: u64,
-        at: u64,
-        code_bytes: u64,
-        data_bytes: u64,
-    ) -> Result<Self, GateError> {
+    fn map_file(stopped: &Stopped, pid: u32, descriptor: u64, place: Place) -> Result<Self, GateError> {
+        let Place { code_bytes, data_bytes, .. } = place;
         let file = open(pid, descriptor).map_err(GateError::file(pid, "opened"))?;
         lock(&file, pid)?;
         file.set_len(code_bytes + data_bytes).map_err(GateError::file(pid, "made as large"))?;
         let code = Mapped {
-            address: at,
+            address: Some(place.code),
             bytes: code_bytes,
             access: libc::PROT_READ | libc::PROT_EXEC,
-            // The kernel is not to choose another place.
-            flags: libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE,
             offset: 0,
         };
         let code = code.map(stopped, descriptor)?;
         let data = Mapped {
-            address: 0,
+            address: place.data,
             bytes: data_bytes,
             access: libc::PROT_READ | libc::PROT_WRITE,
-            flags: libc::MAP_PRIVATE,
             offset: code_bytes,
         };
         match data.map(stopped, descriptor) {
@@ -86,20 +72,33 @@ impl Memory {
     }
 }
 
-/// What is to be mapped.
+/// Where there is room for a gate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// For its code, and how much it takes.
+    pub(super) code: u64,
+    pub(super) code_bytes: u64,
+    /// The same for its data; `None` where it may be anywhere.
+    pub(super) data: Option<u64>,
+    pub(super) data_bytes: u64,
+}
+
+/// What is to be mapped; anywhere where it has no address.
 struct Mapped {
-    address: u64,
+    address: Option<u64>,
     bytes: u64,
     access: libc::c_int,
-    flags: libc::c_int,
     offset: u64,
 }
 
 impl Mapped {
     fn map(&self, stopped: &Stopped, descriptor: u64) -> Result<Range<u64>, StopError> {
-        let Self { address, bytes, access, flags, offset } = *self;
+        let Self { address, bytes, access, offset } = *self;
+        // The kernel is not to choose another place.
+        let fixed = if address.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
         let bits = |flags: libc::c_int| u64::from(flags.cast_unsigned());
-        let arguments = [address, bytes, bits(access), bits(flags), descriptor, offset];
+        let flags = bits(libc::MAP_PRIVATE | fixed);
+        let arguments = [address.unwrap_or(0), bytes, bits(access), flags, descriptor, offset];
         let start = stopped.syscall(number(libc::SYS_mmap), arguments)?;
         Ok(start..start.saturating_add(bytes))
     }

@@ -5,7 +5,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::
 use super::{
     Description, GateError, Jump, STOP_TRIES, feeding, is_led_to,
     leaving::{Remains, leave},
-    memory::{self, Memory},
+    memory::{self, Memory, Place},
     path_of, stop,
 };
 use crate::{
@@ -81,14 +81,15 @@ impl Prepared {
         let layout = Layout::for_blocks(plan.blocks);
         let described = Description::bytes_for(plan.functions.len());
         let room = described + code_bytes(plan, layout)?;
-        let at = find_room(pid, &plan.module, room)?;
+        let find = || find_room(pid, &plan.module, room, layout.bytes());
+        let place = find()?;
         let words = Words::of(pid).map_err(GateError::file(pid, "read"))?;
         let stopped = stop(pid, STOP_TRIES)?;
         let budget = stopped.rseq_offset()?.map_or(Budget::OfThread, |offset| Budget::OfCpu { offset });
-        let map = |at| Memory::map(&stopped, pid, at, room, layout.bytes());
-        let memory = match map(at) {
+        let map = |place| Memory::map(&stopped, pid, place);
+        let memory = match map(place) {
             // The process has mapped something there meanwhile. Now that it stands still it maps nothing more.
-            Err(error) if error.is_occupied() => map(find_room(pid, &plan.module, room)?)?,
+            Err(error) if error.is_occupied() => map(find()?)?,
             mapped => mapped?,
         };
         let stood = stopped.release();
@@ -171,11 +172,17 @@ fn code_bytes(plan: &Plan, layout: Layout) -> Result<u64, GateError> {
     Ok((bytes + bytes / 4).next_multiple_of(PAGE_BYTES))
 }
 
-fn find_room(pid: u32, module: &Range<u64>, bytes: u64) -> Result<u64, GateError> {
+fn find_room(pid: u32, module: &Range<u64>, code_bytes: u64, data_bytes: u64) -> Result<Place, GateError> {
     let mappings = mapping::of(pid)?;
     let heap = mappings.iter().find(|mapping| mapping.name == b"[heap]").map(|mapping| mapping.end);
     let mapped: Vec<Range<u64>> = mappings.iter().map(|mapping| mapping.start..mapping.end).collect();
-    room::near(&mapped, module, bytes, heap).ok_or(GateError::NoRoom { pid, bytes, start: module.start })
+    let none = || GateError::NoRoom { pid, bytes: code_bytes, start: module.start };
+    let code = room::near(&mapped, module, code_bytes, heap).ok_or_else(none)?;
+    // What the code takes of a program at low addresses is no room for the data any more.
+    let around = code.saturating_sub(room::MARGIN_BYTES)..code + code_bytes + room::MARGIN_BYTES;
+    let data = room::low(&mapped, data_bytes, heap)
+        .filter(|data| data + data_bytes <= around.start || around.end <= *data);
+    Ok(Place { code, code_bytes, data, data_bytes })
 }
 
 fn jumps(pid: u32, plan: &Plan, gates: &Gates) -> Result<Vec<Jump>, GateError> {

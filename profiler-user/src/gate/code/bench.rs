@@ -34,7 +34,8 @@ impl Bench {
         interval_bytes: u64,
     ) -> Self {
         let code = Memory::new(1 << 16);
-        let data = Memory::new(usize::try_from(layout.bytes()).unwrap());
+        let data_bytes = usize::try_from(layout.bytes()).unwrap();
+        let data = if numbers.below(2) == 0 { Memory::low(data_bytes) } else { Memory::new(data_bytes) };
         let functions: Vec<Function> = (0..)
             .zip(shapes)
             .map(|(place, shape): (u64, _)| {

@@ -3,7 +3,8 @@
 use iced_x86::{
     IcedError,
     code_asm::{
-        AsmRegister64, CodeLabel, byte_ptr, cl, dword_ptr, eax, ecx, qword_ptr, r10, r10d, r11, rax, rcx,
+        AsmMemoryOperand, AsmRegister64, CodeLabel, cl, dword_ptr, eax, ecx, qword_ptr, r10, r10d, r11, rax,
+        rcx, word_ptr,
     },
 };
 use profiler_common::heap::class_limit_bytes;
@@ -14,7 +15,12 @@ use crate::gate::{
     layout::{BUDGET_BYTES, BUDGETS, CHARGE_BYTES, HASH_FACTOR, NEXT_GAP},
 };
 
-const _: () = assert!(BUDGETS == 1 << u8::BITS);
+/// Where a word begins, behind `struct rseq`, that has the lowest byte of its cpu_id as its higher byte: as far behind the first as that
+/// processor's budget is. Its lower byte is the highest one of cpu_id_start, which is 0 of any processor; whatever it has, there is
+/// a budget's room.
+const BEFORE_CPU_ID: i32 = 3;
+
+const _: () = assert!(BUDGETS == 1 << u8::BITS && BUDGET_BYTES == 1 << u8::BITS);
 
 /// What a call is charged at most, also one whose size is no 64-bit number: it fails, and whatever is charged, is no block. Were it charged
 /// what it asks for, another call that comes before the budget is filled up again could make it wrap, and nothing would be sampled.
@@ -28,10 +34,9 @@ const LARGE: i32 = i32::MIN;
 const SMALL: i32 = class_limit_bytes(0) as i32;
 
 impl Writer<'_> {
-    /// Takes a call's bytes off the budget; goes to `sampled` where that was not enough, with rax and r11, which together are the
-    /// address of the budget, and r10, which [`Writer::refill`] wants.
+    /// Takes a call's bytes off the budget; goes to `sampled` where that was not enough, with how far behind the first the budget is in rax,
+    /// and r10, both of which [`Writer::refill`] wants.
     pub(super) fn draw(&mut self, arguments: &Arguments, sampled: CodeLabel) -> Result<(), IcedError> {
-        let budgets = self.data(self.setting.layout.budgets());
         match arguments.count {
             None => self.asm.lea(r10, qword_ptr(arguments.size + CHARGE_BYTES))?,
             Some(count) => {
@@ -45,30 +50,30 @@ impl Writer<'_> {
         asm.jne(large)?;
         here(asm, &mut fits)?;
         self.large.push((large, fits));
-        asm.mov(r11, budgets)?;
         match self.setting.budget {
             Budget::OfCpu { offset } => {
-                // Its lowest byte: there are as many budgets.
-                asm.movzx(eax, byte_ptr(i64::from(offset)).fs())?;
-                asm.shl(eax, BUDGET_BYTES.ilog2())?;
+                asm.movzx(eax, word_ptr(i64::from(offset + BEFORE_CPU_ID)).fs())?;
+                let budget = self.budget()?;
                 // One instruction: what else this processor does comes before or after it.
-                asm.sub(qword_ptr(r11 + rax), r10)?;
+                self.asm.sub(qword_ptr(budget), r10)?;
             }
             Budget::OfThread => {
-                let shift = u64::BITS - BUDGETS.ilog2();
                 // The thread's control block begins with its own address (System V psABI, Thread-Local Storage, variant II).
-                asm.mov(rax, qword_ptr(0_i64).fs())?;
-                asm.push(rcx)?;
-                asm.mov(rcx, HASH_FACTOR)?;
-                asm.imul_2(rax, rcx)?;
-                asm.pop(rcx)?;
-                asm.shr(rax, shift)?;
+                asm.mov(eax, dword_ptr(0_i64).fs())?;
+                asm.imul_3(eax, eax, HASH_FACTOR.cast_signed())?;
+                asm.shr(eax, u32::BITS - BUDGETS.ilog2())?;
                 asm.shl(eax, BUDGET_BYTES.ilog2())?;
                 asm.neg(r10)?;
-                asm.lock().xadd(qword_ptr(r11 + rax), r10)?;
+                let budget = self.budget()?;
+                self.asm.lock().xadd(qword_ptr(budget), r10)?;
             }
         }
-        asm.js(sampled)
+        self.asm.js(sampled)
+    }
+
+    /// The budget that is as far behind the first as rax has; r11 is made to help where it has to.
+    fn budget(&mut self) -> Result<AsmMemoryOperand, IcedError> {
+        self.indexed(r11, rax, self.setting.layout.budgets())
     }
 
     /// Where large charges are looked at closer: apart, for hardly any is.
@@ -90,9 +95,10 @@ impl Writer<'_> {
     /// ([`profiler_common::sampling::is_kept_behind_gate`]). rax and r10 have nothing. The flags are those of r11.
     pub(super) fn refill(&mut self, arguments: &Arguments) -> Result<(), IcedError> {
         let gaps = self.data(self.setting.layout.gaps());
+        let budget = self.budget()?;
         let asm = &mut self.asm;
         let mut is_whole = asm.create_label();
-        asm.add(rax, r11)?;
+        asm.lea(rax, qword_ptr(budget))?;
         match self.setting.budget {
             Budget::OfCpu { .. } => {
                 asm.mov(r11, qword_ptr(rax))?;

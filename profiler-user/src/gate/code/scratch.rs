@@ -17,8 +17,19 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(length: usize) -> Self {
+        Self::map(length, 0)
+    }
+
+    /// Memory below 2 GiB.
+    pub(super) fn low(length: usize) -> Self {
+        let memory = Self::map(length, libc::MAP_32BIT);
+        assert!(memory.address() < 1 << 31);
+        memory
+    }
+
+    fn map(length: usize, where_to: libc::c_int) -> Self {
         let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | where_to;
         // SAFETY: a new mapping wherever the kernel likes.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED);

@@ -1,25 +1,47 @@
 //! The table of the blocks in the sample: a filter that says of most blocks that they are not in it, and buckets.
 
 use iced_x86::{
-    IcedError,
-    code_asm::{AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx},
+    Code, IcedError, Instruction, Register,
+    code_asm::{
+        AsmRegister32, AsmRegister64, CodeLabel, byte_ptr, eax, ecx, qword_ptr, r8, r9, r9d, r10, r10d, r11,
+        rax, rcx,
+    },
 };
 
 use super::{Writer, here};
-use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, SLOTS};
+use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, LONG_HASH_FACTOR, SLOTS};
 
 impl Writer<'_> {
     /// Goes to `maybe` where a block may be in the table, with its bucket in r10.
     pub(super) fn filter(&mut self, block: AsmRegister64, maybe: CodeLabel) -> Result<(), IcedError> {
-        let filter = self.data(self.setting.layout.filter());
-        let shift = u64::BITS - self.setting.layout.bucket_bits();
-        let asm = &mut self.asm;
-        asm.mov(r10, HASH_FACTOR)?;
-        asm.imul_2(r10, block)?;
-        asm.shr(r10, shift)?;
-        asm.mov(r11, filter)?;
-        asm.cmp(byte_ptr(r11 + r10), 0)?;
-        asm.jne(maybe)
+        self.hash(block, r10, r10d)?;
+        let entries = self.indexed(r11, r10, self.setting.layout.filter())?;
+        self.asm.cmp(byte_ptr(entries), 0)?;
+        self.asm.jne(maybe)
+    }
+
+    /// Puts a block's bucket into a register, of which both names are given.
+    fn hash(
+        &mut self,
+        block: AsmRegister64,
+        bucket: AsmRegister64,
+        half: AsmRegister32,
+    ) -> Result<(), IcedError> {
+        let layout = self.setting.layout;
+        if layout.has_short_hash() {
+            let (product, factor) = (Register::from(half), HASH_FACTOR.cast_signed());
+            let lower = Register::from(block).full_register32();
+            self.asm.add_instruction(Instruction::with3(
+                Code::Imul_r32_rm32_imm32,
+                product,
+                lower,
+                factor,
+            )?)?;
+            return self.asm.shr(half, u32::BITS - layout.bucket_bits());
+        }
+        self.asm.mov(bucket, LONG_HASH_FACTOR)?;
+        self.asm.imul_2(bucket, block)?;
+        self.asm.shr(bucket, u64::BITS - layout.bucket_bits())
     }
 
     /// Takes a block out of the table, whose bucket is in r10, and goes on behind; goes to `absent` where it is not in there, or to
@@ -64,13 +86,11 @@ impl Writer<'_> {
         let layout = self.setting.layout;
         let (filter, table) = (self.data(layout.filter()), self.data(layout.table()));
         let overflows = self.data(layout.overflows());
+        self.hash(r8, rcx, ecx)?;
         let asm = &mut self.asm;
         let (mut next, mut inside) = (asm.create_label(), asm.create_label());
         let mut done = asm.create_label();
         asm.mov(r10, rax)?;
-        asm.mov(rcx, HASH_FACTOR)?;
-        asm.imul_2(rcx, r8)?;
-        asm.shr(rcx, u64::BITS - layout.bucket_bits())?;
         asm.mov(r11, rcx)?;
         asm.shl(r11, BUCKET_BYTES.ilog2())?;
         asm.mov(r9, table)?;
