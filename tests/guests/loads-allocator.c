@@ -4,8 +4,10 @@
 #include "ledger.h"
 
 #include <dlfcn.h>
+#include <stdint.h>
+#include <sys/mman.h>
 
-enum { BLOCKS = 100 };
+enum { BLOCKS = 100, PAGE = 4096 };
 
 static void *library;
 static void *(*loaded_malloc)(size_t);
@@ -52,9 +54,13 @@ static void load(const char *argument)
 static void unload(const char *argument)
 {
     (void)argument;
+    void *page = (void *)((uintptr_t)loaded_malloc & -(uintptr_t)PAGE);
     if (dlclose(library))
         fatal(dlerror());
     loaded_malloc = NULL;
+    /* What is loaded next must lie elsewhere, or its blocks may have the addresses of those that are in use still. A library that stays
+       is in the way of this, as it should be. */
+    mmap(page, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 }
 
 static void run(const char *argument)
