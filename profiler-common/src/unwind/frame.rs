@@ -48,12 +48,6 @@ impl FramePointer {
     pub(super) const fn saved_at(word: u64) -> Self {
         Self { how: SAVED_AT, word }
     }
-
-    /// Where it was saved, if that is what is known.
-    #[inline(always)]
-    pub(super) const fn place(self) -> Option<u64> {
-        if self.how == SAVED_AT { Some(self.word) } else { None }
-    }
 }
 
 impl Frame {

@@ -55,17 +55,19 @@ impl Frame {
         if cfa <= self.sp {
             return Err(WalkEnd::NotAscending);
         }
+        let mut return_address = cfa.wrapping_sub(8);
         let fp = match row.fp_rule() {
-            AT_CFA => FramePointer::saved_at(cfa.wrapping_add(row.fp_offset())),
-            AT_FP => FramePointer::saved_at(self.fp(memory)?.wrapping_add(row.fp_offset())),
+            rule @ (AT_CFA | AT_FP) => {
+                let base = if rule == AT_CFA { cfa } else { self.fp(memory)? };
+                let place = base.wrapping_add(row.fp_offset());
+                if row.kind() == Kind::Interpreter as u8 {
+                    return_address = place.wrapping_add(8);
+                }
+                FramePointer::saved_at(place)
+            }
+            // Where a frame further down saved it is no place of this one's.
             _ => self.fp,
         };
-        let mut return_address = cfa.wrapping_sub(8);
-        if row.kind() == Kind::Interpreter as u8
-            && let Some(record) = fp.place()
-        {
-            return_address = record.wrapping_add(8);
-        }
         called_from(read(memory, return_address)?, cfa, fp)
     }
 
@@ -372,7 +374,7 @@ mod tests {
                 // Of rows that name no rule or kind, too.
                 let row = Row::from_raw(
                     Row::new(Kind::Sp, FpRule::Unchanged, offset, cfa_offset).to_raw() - 2
-                        + random(11)
+                        + random(12)
                         + (random(4) << 8),
                 );
                 let lazy = frame.caller(row, &stack);
