@@ -150,7 +150,7 @@ fn a_program_without_an_allocator_is_said_to_be_uncounted() {
 #[test]
 fn a_replacement_whose_notice_does_not_fit_the_ring_buffer_is_noticed_all_the_same() {
     let mut guest = Guest::start("replaces");
-    // Room for one stack of any size: with its environment the guest may have more than fits less.
+    // Room for one stack of any size: with its environment the guest may have more than fits a smaller one.
     let mut serving = Serving::start_with(guest.pid(), &["--ring-bytes", "65536"]);
     serving.signal(Signal::STOP);
     // What is said of these fills it.

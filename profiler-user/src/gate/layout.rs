@@ -4,6 +4,9 @@ use profiler_common::sampling::GATE_CHARGE_BYTES;
 
 use super::gaps::GAPS;
 
+/// What the words in front of the budgets have: a cache line of their own.
+const HEAD_BYTES: u64 = 64;
+
 /// Budgets of bytes: each processor has one, so that threads seldom share one. As many as a byte can tell apart, by which
 /// they are found.
 pub const BUDGETS: u64 = 256;
@@ -122,7 +125,7 @@ impl Layout {
 
     /// The budgets, [`BUDGETS`] of [`BUDGET_BYTES`]: a signed word that is counted down, and half a word with the place of the next gap.
     pub const fn budgets(self) -> u64 {
-        64
+        HEAD_BYTES
     }
 
     /// The gaps, [`GAPS`] words, on pages of their own: the process only reads them, so that it sees what is written to the file that it has

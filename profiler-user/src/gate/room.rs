@@ -7,7 +7,7 @@ use std::ops::Range;
 const REACH_BYTES: u64 = (1 << 31) - (1 << 16);
 
 /// What is left free beside what is there: a neighbour may grow, and one that reads beyond its end is to fail as before.
-pub const MARGIN_BYTES: u64 = 1 << 16;
+const MARGIN_BYTES: u64 = 1 << 16;
 
 /// The lowest address that a process may map at, whatever `vm.mmap_min_addr` says.
 const LOWEST: u64 = 1 << 16;

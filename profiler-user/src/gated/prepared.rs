@@ -175,13 +175,12 @@ fn code_bytes(plan: &Plan, layout: Layout) -> Result<u64, GateError> {
 fn find_room(pid: u32, module: &Range<u64>, code_bytes: u64, data_bytes: u64) -> Result<Place, GateError> {
     let mappings = mapping::of(pid)?;
     let heap = mappings.iter().find(|mapping| mapping.name == b"[heap]").map(|mapping| mapping.end);
-    let mapped: Vec<Range<u64>> = mappings.iter().map(|mapping| mapping.start..mapping.end).collect();
+    let mut mapped: Vec<Range<u64>> = mappings.iter().map(|mapping| mapping.start..mapping.end).collect();
     let none = || GateError::NoRoom { pid, bytes: code_bytes, start: module.start };
     let code = room::near(&mapped, module, code_bytes, heap).ok_or_else(none)?;
-    // What the code takes of a program at low addresses is no room for the data any more.
-    let around = code.saturating_sub(room::MARGIN_BYTES)..code + code_bytes + room::MARGIN_BYTES;
-    let data = room::low(&mapped, data_bytes, heap)
-        .filter(|data| data + data_bytes <= around.start || around.end <= *data);
+    // Beside a program at low addresses, that is no room for the data any more.
+    mapped.insert(mapped.partition_point(|range| range.start < code), code..code + code_bytes);
+    let data = room::low(&mapped, data_bytes, heap);
     Ok(Place { code, code_bytes, data, data_bytes })
 }
 

@@ -2,10 +2,7 @@
 
 use iced_x86::{
     Code, IcedError, Instruction, Register,
-    code_asm::{
-        AsmRegister32, AsmRegister64, CodeLabel, byte_ptr, eax, ecx, qword_ptr, r8, r9, r9d, r10, r10d, r11,
-        rax, rcx,
-    },
+    code_asm::{AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx},
 };
 
 use super::{Writer, here};
@@ -14,30 +11,22 @@ use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, LONG_HASH_F
 impl Writer<'_> {
     /// Goes to `maybe` where a block may be in the table, with its bucket in r10.
     pub(super) fn filter(&mut self, block: AsmRegister64, maybe: CodeLabel) -> Result<(), IcedError> {
-        self.hash(block, r10, r10d)?;
+        self.hash(block, r10)?;
         let entries = self.indexed(r11, r10, self.setting.layout.filter())?;
         self.asm.cmp(byte_ptr(entries), 0)?;
         self.asm.jne(maybe)
     }
 
-    /// Puts a block's bucket into a register, of which both names are given.
-    fn hash(
-        &mut self,
-        block: AsmRegister64,
-        bucket: AsmRegister64,
-        half: AsmRegister32,
-    ) -> Result<(), IcedError> {
+    /// Puts a block's bucket into a register.
+    fn hash(&mut self, block: AsmRegister64, bucket: AsmRegister64) -> Result<(), IcedError> {
         let layout = self.setting.layout;
         if layout.has_short_hash() {
-            let (product, factor) = (Register::from(half), HASH_FACTOR.cast_signed());
-            let lower = Register::from(block).full_register32();
-            self.asm.add_instruction(Instruction::with3(
-                Code::Imul_r32_rm32_imm32,
-                product,
-                lower,
-                factor,
-            )?)?;
-            return self.asm.shr(half, u32::BITS - layout.bucket_bits());
+            let lower_half = |register: AsmRegister64| Register::from(register).full_register32();
+            let (product, factor) = (lower_half(bucket), HASH_FACTOR.cast_signed());
+            let shift = (u32::BITS - layout.bucket_bits()).cast_signed();
+            let multiply = Instruction::with3(Code::Imul_r32_rm32_imm32, product, lower_half(block), factor)?;
+            self.asm.add_instruction(multiply)?;
+            return self.asm.add_instruction(Instruction::with2(Code::Shr_rm32_imm8, product, shift)?);
         }
         self.asm.mov(bucket, LONG_HASH_FACTOR)?;
         self.asm.imul_2(bucket, block)?;
@@ -86,7 +75,7 @@ impl Writer<'_> {
         let layout = self.setting.layout;
         let (filter, table) = (self.data(layout.filter()), self.data(layout.table()));
         let overflows = self.data(layout.overflows());
-        self.hash(r8, rcx, ecx)?;
+        self.hash(r8, rcx)?;
         let asm = &mut self.asm;
         let (mut next, mut inside) = (asm.create_label(), asm.create_label());
         let mut done = asm.create_label();
