@@ -8,7 +8,11 @@ use iced_x86::{
 };
 use profiler_common::call::{Convention, Outcome};
 
-use super::{Arguments, Function, Stop, Throws, Writer, argument, here};
+use super::{
+    Stop,
+    function::{Arguments, Function, Throws, argument},
+    writer::{Writer, here},
+};
 
 const RETURNED: u64 = Outcome::Returned as u64;
 const STORED: u64 = Outcome::Stored as u64;

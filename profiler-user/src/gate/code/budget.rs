@@ -9,7 +9,11 @@ use iced_x86::{
 };
 use profiler_common::heap::class_limit_bytes;
 
-use super::{Arguments, Budget, Writer, here};
+use super::{
+    Budget,
+    function::Arguments,
+    writer::{Writer, here},
+};
 use crate::gate::{
     gaps::GAPS,
     layout::{BUDGET_BYTES, BUDGETS, CHARGE_BYTES, HASH_FACTOR, NEXT_GAP},

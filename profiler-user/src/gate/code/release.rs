@@ -2,7 +2,11 @@
 
 use iced_x86::{IcedError, code_asm::rdi};
 
-use super::{Function, Stop, Writer, here};
+use super::{
+    Stop,
+    function::Function,
+    writer::{Writer, here},
+};
 
 impl Writer<'_> {
     /// Most blocks are in no sample, and go straight through. One that is has left the table before it is freed, and so before its address

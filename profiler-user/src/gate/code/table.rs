@@ -5,7 +5,7 @@ use iced_x86::{
     code_asm::{AsmRegister64, CodeLabel, byte_ptr, eax, qword_ptr, r8, r9, r9d, r10, r11, rax, rcx},
 };
 
-use super::{Writer, here};
+use super::writer::{Writer, here};
 use crate::gate::layout::{BUCKET_BYTES, HAS_OVERFLOWED, HASH_FACTOR, LONG_HASH_FACTOR, SLOTS};
 
 impl Writer<'_> {
