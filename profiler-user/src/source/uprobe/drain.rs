@@ -68,7 +68,7 @@ impl Drain {
             watched: HashMap::from([(pid, Watched::new(pid, learner, stacks))]),
             first: pid,
             last_miss: Instant::now(),
-            alert: if interval_bytes < FEW_FROM_BYTES { ALERT } else { ALERT_IN_SAMPLE },
+            alert: if interval_bytes < FEW_FROM_BYTES { ALERT } else { Duration::ZERO },
             on_notice,
             wake: Arc::clone(&wake),
             questions,
@@ -168,10 +168,9 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// How long to wait where nobody is watched.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How long after something new to expect more of it: where all allocations are walked, and where so few are that what is to be learned
-/// cannot cost the program much. To look all the time would cost it more then, on its own processor or by what the two share.
+/// How long after something new to expect more of it, where all allocations are walked. Where few are, what is to be learned costs the
+/// program next to nothing, and who looks all the time takes the program's own processor for it, hundreds of times in the first second.
 const ALERT: Duration = Duration::from_secs(2);
-const ALERT_IN_SAMPLE: Duration = Duration::from_millis(50);
 
 /// From this mean interval on few are walked.
 const FEW_FROM_BYTES: u64 = 64 << 10;
