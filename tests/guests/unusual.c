@@ -2,7 +2,7 @@
  * A process that is not as others are, and allocates nevertheless: `run` does, and checks what it gets.
  *
  * `remap` puts a copy in the place of the C library's code, as programs do that want it on large pages. `fill` leaves no room within 2 GiB
- * of the C library. `forge BYTES` maps a file as a gate has it, with so many bytes of data, beside a mapping that is not the gate's; it
+ * of the C library, `fill low` none in the first 2 GiB. `forge BYTES` maps a file as a gate has it, with so many bytes of data, beside a mapping that is not the gate's; it
  * prints where the code, the data and the other mapping are, and `forged` whether the last is what it was.
  */
 #include "ledger.h"
@@ -13,13 +13,17 @@
 enum { PAGE = 4096, CODE_BYTES = 4 * PAGE, BLOCKS = 1000 };
 
 SITE(by_malloc);
+static KEEP struct block by_malloc(size_t size)
+{
+    return took(&by_malloc_site, malloc(size), size);
+}
 
 static void run(const char *argument)
 {
     (void)argument;
     for (int number = 0; number < BLOCKS; number++) {
         size_t size = 24 + (size_t)number;
-        struct block block = took(&by_malloc_site, malloc(size), size);
+        struct block block = by_malloc(size);
         memset(block.address, number, size);
         for (size_t index = 0; index < size; index++)
             if (((unsigned char *)block.address)[index] != (unsigned char)number)
@@ -69,12 +73,8 @@ static void remap(const char *argument)
         fatal("it cannot be moved");
 }
 
-static void fill(const char *argument)
+static void fill_between(uintptr_t from, uintptr_t to)
 {
-    (void)argument;
-    const uintptr_t reach = 1ul << 31;
-    look();
-    uintptr_t from = library.start - reach, to = library.end + reach;
     for (size_t index = 0; index <= count; index++) {
         uintptr_t start = index ? ranges[index - 1].end : 0, end = index < count ? ranges[index].start : ~0ul;
         start = start < from ? from : start;
@@ -84,6 +84,16 @@ static void fill(const char *argument)
             errno != ENOMEM && errno != EPERM)
             fatal("it cannot be filled");
     }
+}
+
+static void fill(const char *argument)
+{
+    const uintptr_t lowest = 1ul << 16, reach = 1ul << 31;
+    look();
+    if (!strcmp(argument, "low"))
+        fill_between(lowest, reach);
+    else
+        fill_between(library.start - reach, library.end + reach);
 }
 
 static unsigned char *other;

@@ -117,8 +117,14 @@ pub fn assert_lacks_only_what_is_told(ledger: &Ledger, profile: &Profile) {
     assert!((0..=told).contains(&missing), "{missing} of {told}\n{ledger}\n{seen}\n{:#?}", profile.comments);
 }
 
-/// The mappings of gates that a process has.
+/// How many mappings of gates a process has.
 pub fn mapped(pid: u32) -> usize {
+    addresses(pid).len()
+}
+
+/// Where the mappings of gates begin that a process has.
+pub fn addresses(pid: u32) -> Vec<u64> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    maps.lines().filter(|line| line.contains("heaptap-gate")).count()
+    let gates = maps.lines().filter(|line| line.contains("heaptap-gate"));
+    gates.filter_map(|line| u64::from_str_radix(line.split('-').next()?, 16).ok()).collect()
 }

@@ -172,6 +172,26 @@ fn without_room_near_the_code_there_is_no_gate() {
     guest.exit();
 }
 
+/// The gate's instructions have no room for such an address, and are others.
+#[test]
+fn without_room_in_the_first_2_gib_the_data_lies_elsewhere() {
+    for is_full in [false, true] {
+        let mut guest = Guest::start("unusual");
+        if is_full {
+            guest.command("fill low");
+        }
+        let recording = gate::attach(guest.pid());
+        let addresses = gate::addresses(guest.pid());
+        assert_eq!(addresses.iter().any(|address| *address < 1 << 31), !is_full, "{addresses:x?}");
+        guest.command("run");
+        let ledger = guest.ledger();
+        let (_, profile) = gate::finish(recording);
+        gate::assert_told(&ledger, &profile);
+        guest.command("run");
+        guest.exit();
+    }
+}
+
 #[test]
 fn where_no_memory_may_be_made_executable_there_is_no_gate() {
     if !Path::new("/proc/sys/vm/memfd_noexec").exists() {
