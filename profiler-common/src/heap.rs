@@ -35,8 +35,8 @@ pub struct FreshBlock {
     pub owner: u64,
     /// The block.
     pub block: LiveBlock,
-    /// 1 once a block whose place this is as well has been put into `LIVE`.
-    pub has_more: u64,
+    /// How many blocks are in `LIVE` whose place this is as well; never less than there are.
+    pub more: u64,
 }
 
 impl FreshBlock {

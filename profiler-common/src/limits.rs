@@ -61,6 +61,10 @@ pub const MAX_FRESH: u32 = 1 << 20;
 /// The same in a process that does nothing when it is attached to: buckets of 16 MiB.
 pub const LEAST_DEFAULT_MAX_LIVE: u32 = 1 << 20;
 
+/// Live blocks that can be followed at least where only a sample of them is: buckets of 2 MiB. As many mappings as Linux allows a process
+/// (`vm.max_map_count`), which are not sampled, have room besides.
+pub const LEAST_SAMPLED_MAX_LIVE: u32 = 1 << 17;
+
 /// Live blocks that can be followed in the largest processes unless something else is asked for: buckets of 256 MiB.
 pub const LARGEST_DEFAULT_MAX_LIVE: u32 = 1 << 24;
 

@@ -30,8 +30,7 @@ unsafe extern "C" fn sweep_entry(
     // SAFETY: the entry is there for as long as this runs.
     let key = unsafe { *key };
     if is_gone(key.owner) {
-        // Failing means that it has gone already.
-        let _ = LIVE.remove(key);
+        live::forget(key);
     }
     0
 }

@@ -1,13 +1,16 @@
 //! The live blocks: in `FRESH` as far as there is room, where a block takes no call of a helper, and in `LIVE`.
 //!
-//! A block has one place in `FRESH`, which another may have taken. Then it goes into `LIVE`, and the place says so from then on, for
-//! `LIVE` need not be asked otherwise. Nobody else speaks of a block meanwhile: its address is given to one thread at a time.
+//! A block has one place in `FRESH`, which another may have taken. Then it goes into `LIVE`, and the place counts it for as long as it is
+//! there, for `LIVE` need not be asked otherwise. Nobody else speaks of a block meanwhile: its address is given to one thread at a time.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use profiler_common::heap::{FreshBlock, LiveBlock, LiveKey};
 
-use crate::maps::{FRESH, LIVE, NO_EXIST};
+use crate::{
+    counters::add,
+    maps::{FRESH, LIVE, NO_EXIST},
+};
 
 /// 64 less the binary logarithm of the number of places in `FRESH`.
 #[unsafe(no_mangle)]
@@ -15,6 +18,9 @@ static FRESH_SHIFT: u32 = 63;
 
 /// Stands for an address while a place is being given or left.
 const CHANGING: u64 = u64::MAX;
+
+/// One less, as what is added.
+const ONE_LESS: u64 = u64::MAX;
 
 /// `EEXIST` of include/uapi/asm-generic/errno-base.h.
 const EEXIST: i64 = 17;
@@ -45,14 +51,14 @@ extern "C" fn keep_live(owner: u64, address: u64, block: u64, stack: u64) -> i64
     let key = LiveKey { address, owner };
     let Some(place) = place(key) else { return -1 };
     // SAFETY: aligned words of a map value.
-    let (taken, owned, has_more) = unsafe {
+    let (taken, owned, more) = unsafe {
         (
             (&raw const (*place).address).read_volatile(),
             (&raw const (*place).owner).read_volatile(),
-            (&raw const (*place).has_more).read_volatile(),
+            (&raw const (*place).more).read_volatile(),
         )
     };
-    if taken == address && owned == owner || taken == 0 && has_more != 0 && LIVE.get_ptr(key).is_some() {
+    if taken == address && owned == owner || taken == 0 && more != 0 && LIVE.get_ptr(key).is_some() {
         return -EEXIST;
     }
     if taken == 0 && exchange(place, 0, CHANGING) {
@@ -65,11 +71,16 @@ extern "C" fn keep_live(owner: u64, address: u64, block: u64, stack: u64) -> i64
         }
         return 0;
     }
+    // Before it is there, so that it is never there uncounted.
     // SAFETY: as above.
-    unsafe { (&raw mut (*place).has_more).write_volatile(1) };
+    add(unsafe { &raw mut (*place).more }, 1);
     match LIVE.insert(key, block, NO_EXIST) {
         Ok(()) => 0,
-        Err(error) => error.into(),
+        Err(error) => {
+            // SAFETY: as above.
+            add(unsafe { &raw mut (*place).more }, ONE_LESS);
+            error.into()
+        }
     }
 }
 
@@ -104,13 +115,32 @@ extern "C" fn take_live(owner: u64, address: u64, taken: *mut LiveBlock) -> u64 
         return u64::from(leave(place, address));
     }
     // SAFETY: an aligned word of a map value.
-    if unsafe { (&raw const (*place).has_more).read_volatile() } == 0 {
+    if unsafe { (&raw const (*place).more).read_volatile() } == 0 {
         return 0;
     }
     let Some(block) = LIVE.get_ptr(key) else { return 0 };
     // SAFETY: copied before it is removed, after which the kernel may use its memory again.
     *taken = unsafe { *block };
-    u64::from(LIVE.remove(key).is_ok())
+    u64::from(remove(key, place))
+}
+
+/// Forgets a block that is in `LIVE`, unless it has gone from there already.
+#[inline(always)]
+pub fn forget(key: LiveKey) {
+    if let Some(place) = place(key) {
+        remove(key, place);
+    }
+}
+
+/// Takes a block out of `LIVE`, of which the place is given; false where it was not there any more.
+#[inline(always)]
+fn remove(key: LiveKey, place: *mut FreshBlock) -> bool {
+    let is_removed = LIVE.remove(key).is_ok();
+    if is_removed {
+        // SAFETY: an aligned word of a map value.
+        add(unsafe { &raw mut (*place).more }, ONE_LESS);
+    }
+    is_removed
 }
 
 /// Leaves a place to others; false where that was done meanwhile.

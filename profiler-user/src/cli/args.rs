@@ -308,7 +308,8 @@ pub struct CapacityArgs {
     pub memory_limit: Option<u64>,
 
     /// Live blocks to follow; beyond that inuse_* falls short, and says by how much [default: one for every 64 bytes of
-    /// the process, from 2097152, or 1048576 where it sleeps, to 16777216, as far as the memory goes].
+    /// the process, from 2097152, or 1048576 where it sleeps, to 16777216, as far as the memory goes, and in a sample no more than
+    /// it has of 64GiB, or of 64 times what the process has, but 131072 at least].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: Option<u32>,
 

@@ -93,8 +93,8 @@ fn prepare(
     let capture = args.capture_stacks.as_deref().map(|path| Capture::create(path, args.force)).transpose()?;
     let symbols = args.symbols.clone().into();
     let subject = if args.command.is_empty() { Subject::running(&process) } else { Subject::beginning() };
-    let capacities = args.capacities.for_subject(subject);
     let (gate, sample_bytes) = args.gate.with(args.sample);
+    let capacities = args.capacities.for_subject(subject.sampled(sample_bytes));
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,

@@ -32,8 +32,8 @@ pub(super) fn run(args: &ServeArgs, diagnostics: bool) -> Result<(), CliError> {
     let socket = std::net::TcpListener::bind(args.listen)
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|source| CliError::Listen { listen: args.listen, source })?;
-    let capacities = args.capacities.for_subject(Subject::running(&process));
     let (gate, sample_bytes) = args.gate.with(args.sample);
+    let capacities = args.capacities.for_subject(Subject::running(&process).sampled(sample_bytes));
     let options = Options {
         capacities,
         with_mappings: args.mmap.mmap,

@@ -24,12 +24,14 @@ pub struct Capacities {
 }
 
 /// What is to be recorded, as far as it says how much there will be to keep.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The memory that it has resident, in bytes.
     pub rss_bytes: u64,
     /// Whether it does nothing at the moment: there will be no burst of new stacks at the start.
     pub is_asleep: bool,
+    /// One allocation is kept for so many bytes, on average; 1 where all are.
+    pub interval_bytes: u64,
 }
 
 impl Subject {
@@ -45,12 +47,17 @@ impl Subject {
             std::thread::sleep(Self::LOOK);
             activity.look()
         });
-        Self { rss_bytes: process.rss_bytes(), is_asleep: !is_awake }
+        Self { rss_bytes: process.rss_bytes(), is_asleep: !is_awake, ..Self::beginning() }
     }
 
     /// A program that has yet to begin.
-    pub fn beginning() -> Self {
-        Self::default()
+    pub const fn beginning() -> Self {
+        Self { rss_bytes: 0, is_asleep: false, interval_bytes: 1 }
+    }
+
+    /// The same where only a sample is kept, one allocation for so many bytes; all of them for `None`.
+    pub fn sampled(self, interval_bytes: Option<u64>) -> Self {
+        Self { interval_bytes: interval_bytes.unwrap_or(1), ..self }
     }
 }
 
@@ -122,14 +129,18 @@ const LIVE_BYTES: u64 = 96 + 2 * 16 + 2 * 40 / limits::LIVE_PER_FRESH as u64 + 1
 const TOTALS_BYTES: u64 = 128 + 2 * 16 + 2 * (16 * 32 + 160) + 288;
 
 /// Live blocks to follow: one for every 64 bytes, which is more than most programs have, within the limits that keep an empty
-/// table affordable.
+/// table affordable. No more than what is in a sample of [`SAMPLED_BYTES`], or of 64 times what there is: then half of the blocks have a
+/// place of their own.
 fn live_blocks_for(subject: Subject) -> u32 {
     let least = if subject.is_asleep { limits::LEAST_DEFAULT_MAX_LIVE } else { limits::DEFAULT_MAX_LIVE };
-    let blocks = (subject.rss_bytes / 64)
-        .clamp(least.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into())
-        .next_power_of_two();
+    let blocks = (subject.rss_bytes / 64).clamp(least.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into());
+    let sampled = subject.rss_bytes.saturating_mul(64).max(SAMPLED_BYTES) / subject.interval_bytes.max(1);
+    let blocks = blocks.min(sampled.max(limits::LEAST_SAMPLED_MAX_LIVE.into())).next_power_of_two();
     u32::try_from(blocks).unwrap_or(limits::LARGEST_DEFAULT_MAX_LIVE)
 }
+
+/// Bytes of a heap whose sample has room whatever the process has now: 64 GiB.
+const SAMPLED_BYTES: u64 = 64 << 30;
 
 #[cfg(test)]
 mod tests {
@@ -137,7 +148,7 @@ mod tests {
 
     #[test]
     fn room_for_live_blocks_grows_with_the_process_within_limits() {
-        let busy = |rss_bytes| Subject { rss_bytes, is_asleep: false };
+        let busy = |rss_bytes| Subject { rss_bytes, ..Subject::beginning() };
         assert_eq!(live_blocks_for(busy(0)), 1 << 21);
         assert_eq!(live_blocks_for(busy((128 << 20) + 64)), 1 << 22);
         assert_eq!(live_blocks_for(busy(u64::MAX)), 1 << 24);
@@ -146,8 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_takes_less_room_and_any_heap_of_it_has_its_own() {
+        let sampled = |rss_bytes, interval_bytes| {
+            live_blocks_for(Subject { rss_bytes, ..Subject::beginning() }.sampled(Some(interval_bytes)))
+        };
+        assert_eq!(sampled(0, 1), live_blocks_for(Subject::beginning()));
+        assert_eq!(sampled(100 << 20, 512 << 10), 1 << 17);
+        assert_eq!(sampled(8 << 30, 512 << 10), 1 << 20);
+        assert_eq!(sampled(u64::MAX, 512 << 10), 1 << 24);
+        assert_eq!(sampled(100 << 20, 64 << 10), 1 << 20);
+        assert_eq!(sampled(100 << 20, 2 << 10), 1 << 21);
+        assert_eq!(sampled(100 << 20, 1 << 40), 1 << 17);
+        assert_eq!(sampled(0, 0), live_blocks_for(Subject::beginning()));
+    }
+
+    #[test]
     fn beside_a_small_process_that_sleeps_all_of_it_takes_50_mebibytes() {
-        let kept = Capacities::within(2 << 30, Subject { rss_bytes: 10 << 20, is_asleep: true });
+        let kept = Capacities::within(
+            2 << 30,
+            Subject { rss_bytes: 10 << 20, is_asleep: true, ..Subject::beginning() },
+        );
         // heaptap itself has 15, and the maps of a fixed size have 10.
         let empty_bytes = 40 * u64::from(kept.fresh_blocks())
             + u64::from(kept.ring_bytes)
@@ -173,7 +202,8 @@ mod tests {
     fn what_is_kept_fits_the_limit() {
         for limit_mib in [128, 200, 256, 1000, 2048, 1 << 20] {
             let limit_bytes = limit_mib << 20;
-            let kept = Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, is_asleep: false });
+            let kept =
+                Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, ..Subject::beginning() });
             let buckets = |entries: u32| 16 * u64::from(entries.next_power_of_two());
             let in_kernel = u64::from(kept.live_blocks) * 96
                 + buckets(kept.live_blocks)
@@ -193,7 +223,8 @@ mod tests {
         let limit_bytes = Capacities::default_memory_bytes(24 << 30);
         assert_eq!(limit_bytes, 2 << 30);
         assert!(
-            Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, is_asleep: false }).live_blocks
+            Capacities::within(limit_bytes, Subject { rss_bytes: u64::MAX, ..Subject::beginning() })
+                .live_blocks
                 >= 9_000_000
         );
         assert_eq!(Capacities::default_memory_bytes(1 << 30), 256 << 20);
