@@ -2,8 +2,9 @@
  * A process that is not as others are, and allocates nevertheless: `run` does, and checks what it gets.
  *
  * `remap` puts a copy in the place of the C library's code, as programs do that want it on large pages. `fill` leaves no room within 2 GiB
- * of the C library, `fill low` none in the first 2 GiB. `forge BYTES` maps a file as a gate has it, with so many bytes of data, beside a mapping that is not the gate's; it
- * prints where the code, the data and the other mapping are, and `forged` whether the last is what it was.
+ * of the C library, `fill low` none in the first 2 GiB. `forge BYTES` maps a file as a gate has it, with so many bytes of data, beside a
+ * mapping that is not the gate's; it prints where the code, the data and the other mapping are, and `forged` whether the last is what it
+ * was.
  */
 #include "ledger.h"
 

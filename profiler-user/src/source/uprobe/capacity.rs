@@ -129,8 +129,8 @@ const LIVE_BYTES: u64 = 96 + 2 * 16 + 2 * 40 / limits::LIVE_PER_FRESH as u64 + 1
 const TOTALS_BYTES: u64 = 128 + 2 * 16 + 2 * (16 * 32 + 160) + 288;
 
 /// Live blocks to follow: one for every 64 bytes, which is more than most programs have, within the limits that keep an empty
-/// table affordable. No more than what is in a sample of [`SAMPLED_BYTES`], or of 64 times what there is: then half of the blocks have a
-/// place of their own.
+/// table affordable. No more than what is in a sample of [`SAMPLED_BYTES`], or of 64 times what there is: so that there are twice as many
+/// places of their own as blocks, and children that have all of it from their parent find room.
 fn live_blocks_for(subject: Subject) -> u32 {
     let least = if subject.is_asleep { limits::LEAST_DEFAULT_MAX_LIVE } else { limits::DEFAULT_MAX_LIVE };
     let blocks = (subject.rss_bytes / 64).clamp(least.into(), limits::LARGEST_DEFAULT_MAX_LIVE.into());
