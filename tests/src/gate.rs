@@ -1,5 +1,7 @@
 //! Recordings through a gate whose numbers are exact, for with one sample for every byte all blocks are in the sample.
 
+use procfs::process::{MMapPath, Process};
+
 use crate::heaptap::{Recorded, Recording};
 use crate::ledger::Ledger;
 use crate::profile::Profile;
@@ -122,9 +124,12 @@ pub fn mapped(pid: u32) -> usize {
     addresses(pid).len()
 }
 
-/// Where the mappings of gates begin that a process has.
+/// Where the mappings of gates begin that a process has; none once it has ended.
 pub fn addresses(pid: u32) -> Vec<u64> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let gates = maps.lines().filter(|line| line.contains("heaptap-gate"));
-    gates.filter_map(|line| u64::from_str_radix(line.split('-').next()?, 16).ok()).collect()
+    let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
+    let maps = process.and_then(|process| process.maps().ok()).into_iter().flatten();
+    let gates = maps.filter(|map| {
+        matches!(&map.pathname, MMapPath::Path(path) if path.to_string_lossy().contains("heaptap-gate"))
+    });
+    gates.map(|map| map.address.0).collect()
 }

@@ -356,19 +356,13 @@ fn a_thread_that_nothing_interrupts_is_named_and_all_others_go_on() {
     guest.command("count 3");
     guest.command("vfork");
     until_one_is(guest.pid(), 'D');
-    let mut named = 0;
-    // On a machine that is busy another one may get no processor to stop in that time, and be named in its place.
-    for _ in 0..100 {
-        let late = Stopped::all(guest.pid(), Duration::from_millis(20)).expect_err("it cannot be stopped");
+    for _ in 0..10 {
+        // As long as any other thread needs to stop, however busy the machine is.
+        let late = Stopped::all(guest.pid(), Duration::from_millis(500)).expect_err("it cannot be stopped");
         let StopError::NotInTime { state, .. } = &late else { panic!("{late:?}") };
-        assert!(state.starts_with(['D', 'R']), "{late}");
-        named += u32::from(state.starts_with('D'));
+        assert!(state.starts_with('D'), "{late}");
         guest.command("counted");
-        if named == 10 {
-            break;
-        }
     }
-    assert_eq!(named, 10);
     // It would stop now, if it were still asked to.
     guest.command("join");
     stop(&guest).release();
